@@ -1,0 +1,7 @@
+"""Facts shared by every layer."""
+
+IGNORE_INDEX = -100
+"""Label of a position that takes no part in the loss (PyTorch's default `ignore_index`)."""
+
+IMAGE_TOKEN = "<image>"
+"""The placeholder that a conversation carries for one image; every visual token takes one copy of it."""

@@ -1,0 +1,1 @@
+"""Conversion between this project's checkpoints and others."""

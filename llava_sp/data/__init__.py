@@ -1,0 +1,1 @@
+"""Conversation data: records, templates, images, batches."""

@@ -1,0 +1,1 @@
+"""The model: configuration, modules, processor, loading and saving."""

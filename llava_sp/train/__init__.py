@@ -1,0 +1,1 @@
+"""Training: arguments, trainer, optimizer groups, LoRA, checkpoints."""

@@ -1,0 +1,87 @@
+"""Files that are either whole or absent, and paths that stay inside their root."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llava_sp.utils.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; it takes `path`'s place when the block ends well, else it is removed."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes private files; give the result the permissions any other new file would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented JSON to `path` atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: The file is missing, or is not JSON; the message gives the line.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path} is not valid JSON{where}: {error}. Is the file truncated?") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_inside(root: str | Path, relative: str) -> Path:
+    """Joins a path that a data file names to its root folder, and refuses one that leaves it.
+
+    Args:
+        root: The folder that the data file's paths are relative to.
+        relative: The path as written in the data file.
+
+    Returns:
+        The joined path, links resolved. It need not exist.
+
+    Raises:
+        UserError: `relative` is absolute, a URL, holds a NUL byte, or leads out of `root` by `..` or by a link.
+    """
+    if "\0" in relative or "://" in relative or Path(relative).is_absolute():
+        raise UserError(f"The path {relative!r} must be relative to {root}: no absolute path, no URL, no NUL byte.")
+    base = Path(root).resolve()
+    joined = (base / relative).resolve()
+    if not joined.is_relative_to(base):
+        raise UserError(f"The path {relative!r} leaves its folder {root} (by '..' or a link), which is not allowed.")
+    return joined
