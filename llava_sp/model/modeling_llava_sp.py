@@ -1,0 +1,168 @@
+"""LLaVA-SP as a transformers model: LLaVA with another projector.
+
+The inherited code of the installed transformers does the rest: tower, splicing, generation. The names `vision_tower`,
+`multi_modal_projector` and `language_model` are LLaVA's, for serving engines map on them.
+
+Shapes: B batch, L sequence, N patches, T spatial tokens, H hidden size of the LLM, V rows of the vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaPreTrainedModel
+
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.spatial.feature_extractor import FullKernel, QueryTransformer
+from llava_sp.model.spatial.projector import LlavaSPProjector
+
+
+class LlavaSPPreTrainedModel(LlavaPreTrainedModel):
+    """Ties the model classes to their configuration, and initialises what transformers would not, or would badly."""
+
+    config: LlavaSPConfig
+    config_class = LlavaSPConfig
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialises one module's own parameters; every loading path comes through here.
+
+        Linear layers follow the LLM's `initializer_range`. The kernels keep the scale of PyTorch's convolutions,
+        uniform in +-1/sqrt(fan_in): a fixed 0.02 would be 26 times too large for a 24 x 24 kernel over 1024 channels.
+        """
+        if isinstance(module, FullKernel):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            return
+        super()._init_weights(module)
+        if isinstance(module, QueryTransformer):
+            init.zeros_(module.query)
+            for parameter in module.transformer.parameters():
+                if parameter.dim() > 1:
+                    init.xavier_uniform_(parameter)
+
+
+class LlavaSPModel(LlavaSPPreTrainedModel, LlavaModel):
+    """Vision tower, projector with spatial tokens, and LLM without its head."""
+
+    def __init__(self, config: LlavaSPConfig) -> None:
+        super(LlavaModel, self).__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = LlavaSPProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs LLaVA's forward pass; see `LlavaSPForCausalLM.forward` for the shapes."""
+        if self.training and pixel_values is None and inputs_embeds is None:
+            # Ranks must agree on which parameters get gradients: a rank with text alone would otherwise leave the
+            # others waiting for its share of the projector's.
+            inputs_embeds = self.get_input_embeddings()(input_ids) + self._nothing_from_a_blank_image()
+            input_ids = None
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+    def _nothing_from_a_blank_image(self) -> torch.Tensor:
+        """A zero that depends on every parameter of the projector."""
+        vision = self.config.vision_config
+        blank = torch.zeros(
+            1, vision.num_channels, vision.image_size, vision.image_size, dtype=self.dtype, device=self.device
+        )
+        return 0.0 * torch.stack(list(self.get_image_features(blank).pooler_output)).sum()
+
+
+class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
+    """LLaVA-SP with its language-modelling head."""
+
+    def __init__(self, config: LlavaSPConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = LlavaSPModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | LlavaCausalLMOutputWithPast:
+        """Predicts the next tokens.
+
+        Args:
+            input_ids: Token ids [B, L]; each image stands as T + N copies of `config.image_token_id`.
+            pixel_values: Preprocessed images [images, 3, S, S], in the order of their tokens in the batch.
+            attention_mask: 1 for tokens, 0 for padding [B, L].
+            position_ids: Positions of the tokens [B, L].
+            past_key_values: Cache of earlier keys and values.
+            inputs_embeds: Embeddings [B, L, H] in place of `input_ids`.
+            labels: Ids to predict [B, L]; -100 takes no part in the loss.
+            logits_to_keep: Number of last positions to compute logits for; 0 for all.
+            return_dict: False for a plain tuple.
+            **kwargs: Passed on to LLaVA's forward pass and to the loss (`num_items_in_batch`).
+
+        Returns:
+            The loss (mean over the supervised tokens, or their sum over `num_items_in_batch`) if `labels` are given,
+            the logits [B, L, V], and the cache. The rows of the vocabulary that stand for `<image>` and for padding
+            take no part in the softmax.
+        """
+        outputs = super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            logits_to_keep=logits_to_keep,
+            return_dict=True,
+            **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
+        )
+        self._silence_unused_rows(outputs.logits)
+        if labels is not None:
+            outputs.loss = self.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return outputs if return_dict is not False else outputs.to_tuple()
+
+    def _silence_unused_rows(self, logits: torch.Tensor) -> None:
+        """Keeps the rows that no LLM was trained for from being generated, and from shifting the loss.
+
+        In place on the detached tensor: autograd saves nothing of the head's output, a softmax of zero passes no
+        gradient back, and a copy would cost B * L * V floats.
+        """
+        lowest = torch.finfo(logits.dtype).min
+        detached = logits.detach()
+        detached[..., self.config.llm_vocab_size :] = lowest
+        detached[..., self.config.image_token_id] = lowest
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resizes the vocabulary as transformers does; rows that a user adds count as the LLM's own."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if new_num_tokens is not None:
+            self.config.llm_vocab_size = self.config.text_config.vocab_size
+        return embeddings
