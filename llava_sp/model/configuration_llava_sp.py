@@ -106,7 +106,7 @@ class LlavaSPConfig(LlavaConfig):
                     "sfe_maps is 'none', so there are no spatial tokens: leave sfe_sides and dfi_kernels empty."
                 )
             return
-        for side in self.sfe_sides:
+        for side in self.sfe_sides or []:
             if not 1 <= side <= n:
                 raise UserError(
                     f"sfe_sides: a map of side {side} does not fit the {n} x {n} grid; use sides from 1 to {n}."
@@ -124,7 +124,7 @@ class LlavaSPConfig(LlavaConfig):
             raise UserError(f"sfe_channels must be at least 1, not {self.sfe_channels}.")
         if self.dfi_stride < 1:
             raise UserError(f"dfi_stride must be at least 1, not {self.dfi_stride}.")
-        for kernel in self.dfi_kernels:
+        for kernel in self.dfi_kernels or []:
             if not 1 <= kernel <= n:
                 raise UserError(f"dfi_kernels: a kernel of {kernel} does not fit the {n} x {n} grid; use 1 to {n}.")
         if self.sfe_operator == "transformer":

@@ -10,7 +10,7 @@ ImageAspectRatio = Literal["square", "pad"]
 IMAGE_ASPECT_RATIOS = ("square", "pad")
 
 
-class LlavaSPImagesKwargs(ImagesKwargs, total=False):
+class LlavaSPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict
     """Options of `LlavaSPImageProcessor` beside those of every image processor.
 
     Args:

@@ -91,13 +91,35 @@ class LlavaSPModel(LlavaSPPreTrainedModel, LlavaModel):
 
 
 class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
-    """LLaVA-SP with its language-modelling head."""
+    """LLaVA-SP with its language-modelling head.
+
+    Attributes:
+        origin: Where the weights came from that training may leave as they are: `llm` and `vision_tower`, or `model`.
+    """
+
+    origin: dict[str, str] | None = None
 
     def __init__(self, config: LlavaSPConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = LlavaSPModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint of any kind; partial ones are completed from the parts that their card names.
+
+        Takes transformers' arguments; for a partial checkpoint `dtype`, `device_map`, and those of the LLM. LoRA comes
+        merged; for the `PeftModel` itself see `llava_sp.model.loading.load`.
+        """
+        from llava_sp.model import loading
+
+        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # set by the Auto classes
+        path = adapter or pretrained_model_name_or_path
+        if path is None or not loading.is_partial(str(path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        passed = {name: value for name, value in kwargs.items() if name not in ("config", "adapter_kwargs")}
+        return loading.load(path, **passed)[0]
 
     def forward(
         self,
@@ -158,7 +180,7 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         lowest = torch.finfo(logits.dtype).min
         detached = logits.detach()
         detached[..., self.config.llm_vocab_size :] = lowest
-        detached[..., self.config.image_token_id] = lowest
+        detached[..., self.config.image_token_id : self.config.image_token_id + 1] = lowest
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resizes the vocabulary as transformers does; rows that a user adds count as the LLM's own."""

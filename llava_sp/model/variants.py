@@ -1,6 +1,6 @@
 """The named variants: each is a set of fields of `LlavaSPConfig`, and nothing else.
 
-`cropping` and `pooling` are the paper's two models, `none` is LLaVA-1.5. The rest are the paper's ablations. A variant of
+`cropping` and `pooling` are the paper's two models, `none` is LLaVA-1.5, the rest its ablations. A variant of
 your own needs no entry here: give the fields to `LlavaSPConfig`, to a YAML file, or on the command line.
 """
 

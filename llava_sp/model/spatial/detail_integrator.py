@@ -52,7 +52,7 @@ class DetailFeatureIntegrator(nn.Module):
         self.fusion = config.dfi_fusion
         self.scales = nn.ModuleList(
             DetailAttention(kernel, config.dfi_stride, config.feature_channels, config.sfe_channels)
-            for kernel in config.dfi_kernels
+            for kernel in config.dfi_kernels or []
         )
         attended = 1 if self.fusion == "sum" else len(self.scales)
         self.channels = config.sfe_channels * (1 + attended)

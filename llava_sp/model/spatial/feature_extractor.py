@@ -3,6 +3,8 @@
 Shapes: B batch, n side of the grid, s side of a map, C channels of the tower, D `sfe_channels`, T maps.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -80,8 +82,8 @@ class QueryTransformer(nn.Module):
 
     def __init__(self, channels: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
-        shape = {"d_model": channels, "nhead": heads, "dim_feedforward": channels, "dropout": dropout}
-        style = {"batch_first": True, "norm_first": True, "bias": False}
+        shape: dict[str, Any] = {"d_model": channels, "nhead": heads, "dim_feedforward": channels, "dropout": dropout}
+        style: dict[str, Any] = {"batch_first": True, "norm_first": True, "bias": False}
         # nn.Transformer's own encoder would warn at each build that pre-norm rules out its nested tensors.
         encoder = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(**shape, **style),
@@ -107,7 +109,7 @@ class SpatialFeatureExtractor(nn.Module):
 
     def __init__(self, config: LlavaSPConfig) -> None:
         super().__init__()
-        self.sides = config.sfe_sides
+        self.sides: list[int] = config.sfe_sides or []
         self.make_maps = MAPS[config.sfe_maps]
         width = config.feature_channels
         operators: list[nn.Module]

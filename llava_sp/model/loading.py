@@ -1,0 +1,307 @@
+"""The only code that loads and saves checkpoints; every kind is loaded by its path alone.
+
+A checkpoint's folder holds its configuration, its processor, its card (`llava_sp.json`) and weights of one kind:
+
+- `full`: all weights, as `save_pretrained` writes them;
+- `projector`: `projector.safetensors`, all that stage 1 trains. The card names the LLM and the vision tower;
+- `adapter`: a PEFT folder with the LoRA matrices and the whole projector. The card names what they stand on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils import cached_file
+
+from llava_sp.model.card import CARD_NAME, Card, Kind
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.parts import (
+    absolute,
+    assemble,
+    configure,
+    explained,
+    load_llm,
+    load_tokenizer,
+    load_tower,
+    make_processor,
+)
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.trainable import plain_model, trainable_parameter_groups
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import atomic_path, read_json
+
+PROJECTOR_NAME = "projector.safetensors"
+PROJECTOR_PREFIX = "model.multi_modal_projector."
+SPATIAL_FIELDS = (
+    "sfe_maps",
+    "sfe_operator",
+    "sfe_sides",
+    "sfe_channels",
+    "dfi_kernels",
+    "dfi_stride",
+    "dfi_fusion",
+    "spatial_bias",
+)
+
+
+def build(
+    llm: str,
+    vision_tower: str,
+    *,
+    variant: str = "cropping",
+    overrides: dict[str, Any] | None = None,
+    image_aspect_ratio: str = "pad",
+    conversation_template: str = "v1",
+    chat_template: str | None = None,
+    max_length: int = 2048,
+    dtype: torch.dtype | str = "auto",
+    seed: int = 0,
+    **llm_arguments: Any,
+) -> tuple[LlavaSPForCausalLM, LlavaSPProcessor]:
+    """Builds a model from parts: a pretrained LLM, a pretrained vision tower, and a new projector.
+
+    Args:
+        llm: Name or folder of a decoder LLM that transformers can load.
+        vision_tower: Name or folder of a CLIP or SigLIP tower, whole or vision part alone.
+        variant: A name of `llava_sp.model.variants.VARIANTS`.
+        overrides: Fields of `LlavaSPConfig` in place of the variant's.
+        image_aspect_ratio: `"square"` or `"pad"`, see `LlavaSPImageProcessor`.
+        conversation_template: Name of the conversation that the model is tuned with.
+        chat_template: The same conversation as a Jinja template, for `apply_chat_template`.
+        max_length: Longest sequence in tokens, visual ones included.
+        dtype: Type of the weights; `"auto"` takes the LLM's.
+        seed: Seed of the projector's initialisation; the global random state is left alone.
+        **llm_arguments: Passed on to the LLM's `from_pretrained` (`quantization_config`, `attn_implementation`).
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        UserError: A part cannot be loaded, or the variant does not fit the tower's grid.
+    """
+    tokenizer = load_tokenizer(llm, max_length)
+    config = configure(llm, vision_tower, tokenizer, variant=variant, overrides=overrides)
+    processor = make_processor(
+        config,
+        tokenizer,
+        vision_tower,
+        image_aspect_ratio=image_aspect_ratio,
+        conversation_template=conversation_template,
+        chat_template=chat_template,
+    )
+    parts = {"llm": absolute(llm), "vision_tower": absolute(vision_tower)}
+    return _from_parts(config, parts, dtype=dtype, seed=seed, **llm_arguments), processor
+
+
+def load(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device_map: str | dict | None = None,
+    merge: bool = True,
+    **llm_arguments: Any,
+) -> tuple[LlavaSPForCausalLM | PeftModel, LlavaSPProcessor]:
+    """Loads any checkpoint of this project by its path alone.
+
+    Args:
+        path: Folder or Hub name of a checkpoint of any kind, intermediate ones included.
+        base: What a partial checkpoint stands on, in place of what its card names: a LLaVA-SP model, or an LLM (the
+            vision tower is then the card's).
+        dtype: Type of the weights; `"auto"` takes the checkpoint's.
+        device_map: Where the weights go, as for transformers; `None` for the CPU.
+        merge: Whether to merge LoRA into the LLM; otherwise a `PeftModel` is returned, its adapter trainable.
+        **llm_arguments: Passed on to `from_pretrained` of the model or of its LLM.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        UserError: There is no checkpoint, a part that it names is missing, or its weights do not fit; the message
+            names the folder.
+    """
+    path = str(path)
+    card = read_card(path)
+    with explained("the processor of the checkpoint", path):
+        processor = LlavaSPProcessor.from_pretrained(path)
+    if card is None or card.kind == "full":
+        with explained("the checkpoint", path):
+            model = LlavaSPForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **llm_arguments)
+        return model.eval(), processor
+
+    model = _load_base(path, card, base, dtype=dtype, **llm_arguments)
+    if card.kind == "projector":
+        _load_projector(model, path)
+    else:
+        with explained("the adapter", path):
+            model = PeftModel.from_pretrained(model, path, is_trainable=not merge)
+        if merge:
+            origin, model = model.origin, model.merge_and_unload()
+            model.origin = origin
+    return _place(model.eval(), device_map), processor
+
+
+def save(
+    model: nn.Module,
+    processor: LlavaSPProcessor,
+    folder: str | Path,
+    *,
+    stage: str,
+    details: dict[str, Any] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> Card:
+    """Saves what is trained, and only that, in a form that `load` takes back by its path alone.
+
+    The kind follows from the model: a `PeftModel` is saved as an adapter, a model that trains its projector alone as a
+    projector, every other one in full.
+
+    Args:
+        model: The model, as it is trained.
+        processor: Its processor.
+        folder: Where to save; made if it is not there.
+        stage: The stage that trained it, for the card.
+        details: Whatever else the card is to tell.
+        state_dict: The model's weights, where they have to be gathered first (ZeRO-3).
+
+    Returns:
+        The card that was written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = plain_model(model)
+    kind = checkpoint_kind(model)
+    origin = plain.origin or {"model": absolute(plain.config.name_or_path)}  # the latter after `from_pretrained`
+    card = Card(
+        kind=kind,
+        parts={} if kind == "full" else origin,
+        stage=stage,
+        conversation_template=processor.conversation_template,
+        spatial={name: getattr(plain.config, name) for name in SPATIAL_FIELDS},
+        details=details or {},
+    )
+    if kind == "full":
+        plain.save_pretrained(folder, state_dict=state_dict)
+    else:
+        plain.config.save_pretrained(folder)
+        plain.generation_config.save_pretrained(folder)
+        if kind == "adapter":
+            _save_adapter(model, folder, origin, state_dict)
+        else:
+            _save_projector(model, folder, state_dict)
+    processor.save_pretrained(folder)
+    card.write(folder)
+    return card
+
+
+def checkpoint_kind(model: nn.Module) -> Kind:
+    """Returns the kind of checkpoint that holds all that a model trains."""
+    if isinstance(model, PeftModel):
+        return "adapter"
+    return "projector" if set(trainable_parameter_groups(model)) == {"projector"} else "full"
+
+
+def read_card(path: str) -> Card | None:
+    """Returns a checkpoint's card; `None` for a LLaVA-SP folder without one, which must hold all weights.
+
+    Raises:
+        UserError: The path is no LLaVA-SP checkpoint; the message says what it is instead.
+    """
+    with explained("a checkpoint", path):
+        found = cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False)
+    if found is not None:
+        return Card.read(found)
+    model_type = _model_type(path)
+    if model_type == LlavaSPConfig.model_type:
+        return None
+    mend = ""
+    if model_type.startswith("llava"):
+        mend = f" Import it first: python -m llava_sp.convert official --checkpoint {path} --output FOLDER."
+    raise UserError(f"{path} is no LLaVA-SP checkpoint; its model type is {model_type!r}.{mend}")
+
+
+def is_partial(path: str) -> bool:
+    """Tells whether a folder or Hub name holds a checkpoint that needs other weights beside its own."""
+    found = cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False)
+    return found is not None and Card.read(found).kind != "full"
+
+
+def _model_type(path: str) -> str:
+    with explained("a checkpoint", path):
+        return read_json(cached_file(path, "config.json")).get("model_type", "unknown")
+
+
+def _from_parts(
+    config: LlavaSPConfig, parts: dict[str, str], *, dtype: torch.dtype | str, seed: int = 0, **llm_arguments: Any
+) -> LlavaSPForCausalLM:
+    llm = load_llm(parts["llm"], dtype, **llm_arguments)
+    model = assemble(config, load_tower(parts["vision_tower"], llm.dtype), llm, seed=seed)
+    model.origin = parts
+    return model
+
+
+def _load_base(path: str, card: Card, base: str | None, **arguments: Any) -> LlavaSPForCausalLM:
+    """Loads what a partial checkpoint stands on: a whole LLaVA-SP model, or an LLM and a tower."""
+    parts = dict(card.parts)
+    if base is not None:
+        parts = {"model": base} if _model_type(base) == LlavaSPConfig.model_type else {**parts, "llm": absolute(base)}
+    if "model" in parts:
+        model, _ = load(parts["model"], **arguments)
+        return model
+    if "vision_tower" not in parts:
+        raise UserError(f"{path} stands on the model {card.parts['model']}; give that, or a copy of it, as its base.")
+    return _from_parts(LlavaSPConfig.from_pretrained(path), parts, **arguments)
+
+
+def _load_projector(model: LlavaSPForCausalLM, path: str) -> None:
+    projector = model.model.multi_modal_projector
+    try:
+        with explained("the projector", path):
+            found = load_file(cached_file(path, PROJECTOR_NAME))
+    except SafetensorError as error:
+        raise UserError(f"{path}/{PROJECTOR_NAME} is damaged ({error}). Take another checkpoint.") from error
+    found = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in found.items()}
+    wanted = {name: tensor.shape for name, tensor in projector.state_dict().items()}
+    misfits = sorted(
+        name for name in wanted.keys() | found.keys() if name not in found or wanted.get(name) != found[name].shape
+    )
+    if misfits:
+        raise UserError(
+            f"{path}/{PROJECTOR_NAME} does not fit this model: {len(misfits)} tensors are missing, left over or of "
+            f"another shape, first {misfits[0]!r}. Is it another variant, or does it stand on another LLM or tower?"
+        )
+    projector.load_state_dict(found)
+
+
+def _save_projector(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
+    state_dict = model.state_dict() if state_dict is None else state_dict
+    chosen = {
+        name: tensor.contiguous().cpu() for name, tensor in state_dict.items() if name.startswith(PROJECTOR_PREFIX)
+    }
+    with atomic_path(folder / PROJECTOR_NAME) as temporary:
+        save_file(chosen, temporary, metadata={"format": "pt"})
+
+
+def _save_adapter(
+    model: PeftModel, folder: Path, origin: dict[str, str], state_dict: dict[str, torch.Tensor] | None
+) -> None:
+    model.peft_config[model.active_adapter].base_model_name_or_path = origin.get("model", origin.get("llm"))
+    # The LLM's embedding is not trained: PEFT would save it, seeing that its rows are not those of the bare LLM.
+    model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form of questions that nobody has answered
+
+
+def _place(model: nn.Module, device_map: str | dict | None) -> nn.Module:
+    if device_map is None:
+        return model
+    if isinstance(device_map, str) and device_map != "auto":
+        return model.to(device_map)
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    if device_map == "auto":
+        device_map = infer_auto_device_map(model, no_split_module_classes=model._no_split_modules)
+    return dispatch_model(model, device_map)

@@ -1,0 +1,242 @@
+"""Building a model from parts: a pretrained LLM, a pretrained vision tower, and a new projector between them."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.tokenization_utils_base import AddedToken
+
+from llava_sp.constants import IMAGE_TOKEN
+from llava_sp.model.configuration_llava_sp import VOCABULARY_MULTIPLE, LlavaSPConfig
+from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
+from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.utils.errors import UserError
+
+
+def configure(
+    llm: str,
+    vision_tower: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    variant: str = "cropping",
+    overrides: dict[str, Any] | None = None,
+) -> LlavaSPConfig:
+    """Derives the whole configuration from the parts' own configurations; no weights are read.
+
+    Args:
+        llm: Name or folder of a decoder LLM.
+        vision_tower: Name or folder of a CLIP or SigLIP tower, whole or vision part alone.
+        tokenizer: The LLM's tokenizer from `load_tokenizer`.
+        variant: A name of `llava_sp.model.variants.VARIANTS`.
+        overrides: Fields of `LlavaSPConfig` in place of the variant's.
+
+    Raises:
+        UserError: A configuration cannot be loaded, or the variant does not fit the tower's grid.
+    """
+    with explained("the LLM", llm):
+        text_config = copy.deepcopy(AutoConfig.from_pretrained(llm))
+    vision_config = load_vision_config(vision_tower)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    llm_vocab_size = text_config.vocab_size
+    text_config.vocab_size = _rows_with_room(llm_vocab_size, image_token_id)
+    fields = {
+        "image_token_index": image_token_id,
+        "llm_vocab_size": llm_vocab_size,
+        "vision_feature_select_strategy": "default" if _has_class_token(vision_config) else "full",
+        **(overrides or {}),
+    }
+    return LlavaSPConfig.from_variant(variant, vision_config=vision_config, text_config=text_config, **fields)
+
+
+@torch.random.fork_rng(devices=[])
+def assemble(
+    config: LlavaSPConfig, tower: PreTrainedModel, llm: PreTrainedModel, *, seed: int = 0
+) -> LlavaSPForCausalLM:
+    """Joins loaded parts and a newly initialised projector; nothing is copied.
+
+    Args:
+        config: The configuration from `configure`.
+        tower: The vision tower.
+        llm: The LLM with its head. Its embedding gets the rows that `config` asks for; they start at zero, and are
+            never generated.
+        seed: Seed of the projector's initialisation; the global random state is left alone.
+
+    Returns:
+        The model in evaluation mode, of the LLM's dtype.
+    """
+    _make_room(llm, config.text_config.vocab_size)
+    with torch.device("meta"):
+        model = LlavaSPForCausalLM(config)
+    model.model.vision_tower = tower.to(llm.dtype)
+    model.model.language_model = llm.base_model
+    model.set_output_embeddings(llm.get_output_embeddings())
+    projector = model.model.multi_modal_projector.to_empty(device=llm.device).to(llm.dtype)
+    with torch.no_grad():
+        torch.manual_seed(seed)
+        projector.apply(model._init_weights)
+    model.generation_config = _neutral_generation_config(llm.generation_config)
+    model.tie_weights()
+    return model.eval()
+
+
+@torch.random.fork_rng(devices=[])
+def load_llm(name: str, dtype: torch.dtype | str = "auto", **arguments: Any) -> PreTrainedModel:
+    """Loads a decoder LLM with its head."""
+    with explained("the LLM", name):
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments)
+
+
+def load_vision_config(name: str) -> PreTrainedConfig:
+    """Loads a tower's configuration, or the vision part of a whole CLIP or SigLIP."""
+    with explained("the vision tower", name):
+        config = AutoConfig.from_pretrained(name)
+    return getattr(config, "vision_config", config)
+
+
+@torch.random.fork_rng(devices=[])
+def load_tower(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """Loads a vision tower, or the vision part of a whole CLIP or SigLIP."""
+    config = load_vision_config(name)
+    with torch.device("meta"):
+        tower_class = type(AutoModel.from_config(config))
+    with explained("the vision tower", name):
+        return tower_class.from_pretrained(name, config=config, dtype=dtype)
+
+
+def load_tokenizer(llm: str, max_length: int = 2048) -> PreTrainedTokenizerBase:
+    """Loads the LLM's tokenizer and gives it `<image>` and a padding token.
+
+    Args:
+        llm: Name or folder of the LLM.
+        max_length: Longest sequence in tokens, visual ones included.
+    """
+    with explained("the tokenizer of the LLM", llm):
+        tokenizer = AutoTokenizer.from_pretrained(llm)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.model_max_length = max_length
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def make_processor(
+    config: LlavaSPConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    vision_tower: str,
+    *,
+    image_aspect_ratio: str = "pad",
+    conversation_template: str = "v1",
+    chat_template: str | None = None,
+) -> LlavaSPProcessor:
+    """Builds the processor that fits a configuration; the image settings are the vision tower's own.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: The LLM's tokenizer from `load_tokenizer`.
+        vision_tower: Name or folder of the vision tower, for its `preprocessor_config.json`.
+        image_aspect_ratio: `"square"` or `"pad"`, see `LlavaSPImageProcessor`.
+        conversation_template: Name of the conversation that the model is tuned with.
+        chat_template: The same conversation as a Jinja template.
+    """
+    has_class_token = config.vision_feature_select_strategy == "default"
+    return LlavaSPProcessor(
+        image_processor=_image_processor(config, vision_tower, image_aspect_ratio),
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        chat_template=chat_template,
+        num_additional_image_tokens=config.num_spatial_tokens + has_class_token,
+        conversation_template=conversation_template,
+    )
+
+
+@contextmanager
+def explained(what: str, name: str) -> Iterator[None]:
+    """Turns the library's many ways of not finding something into one sentence that says what was not found."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"Cannot load {what} from {name!r}. Give a folder that holds it, or the name of a repository on the "
+            f"Hugging Face Hub that this machine can reach. ({first_line})"
+        ) from error
+
+
+def absolute(name: str) -> str:
+    """Returns a local folder's absolute path, and the name of a Hub repository as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _image_processor(config: LlavaSPConfig, vision_tower: str, image_aspect_ratio: str) -> LlavaSPImageProcessor:
+    with explained("the preprocessor_config.json of the vision tower", vision_tower):
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(vision_tower)
+    side = config.vision_config.image_size
+    kept = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return LlavaSPImageProcessor(
+        **{name: settings[name] for name in kept if settings.get(name) is not None},
+        do_center_crop=settings.get("do_center_crop", False),
+        crop_size={"height": side, "width": side},
+        image_aspect_ratio=image_aspect_ratio,
+    )
+
+
+@torch.random.fork_rng(devices=[])
+def _has_class_token(vision_config: PreTrainedConfig) -> bool:
+    """Tells by the length of the tower's output, from shapes alone."""
+    with torch.device("meta"):
+        tower = AutoModel.from_config(vision_config)
+        side = vision_config.image_size
+        tokens = tower(torch.empty(1, vision_config.num_channels, side, side)).last_hidden_state.shape[1]
+    extra = tokens - (side // vision_config.patch_size) ** 2
+    if extra not in (0, 1):
+        raise UserError(
+            f"The vision tower {vision_config.model_type!r} puts out {extra} tokens beside its patches; "
+            "only towers with a class token (CLIP) or none (SigLIP) are supported."
+        )
+    return extra == 1
+
+
+def _rows_with_room(rows: int, image_token_id: int) -> int:
+    if image_token_id < rows:
+        return rows
+    return -(-(image_token_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def _make_room(llm: PreTrainedModel, rows: int) -> None:
+    """Adds rows of zeros to the LLM's embedding and head."""
+    before = llm.config.vocab_size
+    if rows <= before:
+        return
+    llm.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+            layer.weight[before:] = 0.0
+
+
+def _neutral_generation_config(generation: GenerationConfig) -> GenerationConfig:
+    """Keeps the special ids; some LLMs ship sampling settings that contradict themselves and cannot be saved."""
+    return GenerationConfig(
+        bos_token_id=generation.bos_token_id,
+        eos_token_id=generation.eos_token_id,
+        pad_token_id=generation.pad_token_id,
+    )
