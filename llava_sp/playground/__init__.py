@@ -1,1 +1,1 @@
-"""The tiny world: a small visual world for the quickstart, the tests and honest comparisons."""
+"""The tiny world: scenes, their LLaVA-format data, small base models, and the score of what was learnt on them."""

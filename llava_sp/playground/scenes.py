@@ -1,0 +1,135 @@
+"""The tiny world's scenes: real handwritten digits and coloured shapes on a 3 x 3 board, 72 x 72 pixels.
+
+The digits are the UCI set that scikit-learn bundles (8 x 8 grey values, no download). It is ordered by writer, so the
+last fifth, kept for held-out scenes, is handwriting that no training scene shows.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+SIZE = 72  # pixels a side: 12 x 12 patches of 6
+CELL = 24  # pixels a side of one of the 3 x 3 places
+
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "center", "right")
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {"red": (225, 55, 50), "green": (60, 185, 75), "blue": (70, 110, 245), "yellow": (245, 215, 60)}
+
+TRAIN, HELD_OUT = "train", "held_out"
+_SPLITS = (TRAIN, HELD_OUT)
+_HELD_OUT_DIGITS = 360  # of 1797: the end of the set
+_OVERSAMPLING = 4  # shapes are drawn this much larger and reduced, for smooth edges
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, half-open
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene.
+
+    Attributes:
+        name: A shape's name, or a digit as text.
+        colour: A key of `COLOURS`.
+        row: 0 to 2 from the top.
+        column: 0 to 2 from the left.
+    """
+
+    name: str
+    colour: str
+    row: int
+    column: int
+
+    @property
+    def is_digit(self) -> bool:
+        """Whether this is a handwritten digit rather than a shape."""
+        return self.name.isdigit()
+
+    @property
+    def place(self) -> str:
+        """The place in words, such as "top left"."""
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+def generator(seed: int, split: str, index: int) -> np.random.Generator:
+    """Returns the random generator of one scene: it depends on nothing but these three."""
+    return np.random.default_rng([seed, _SPLITS.index(split), index])
+
+
+def sample_scene(rng: np.random.Generator) -> tuple[Thing, ...]:
+    """Draws a scene of five to seven things in different places, in reading order.
+
+    A digit occurs once at most, and so does a shape of one colour: "the digit 7" and "the red circle" are one thing.
+    """
+    count = int(rng.integers(5, 8))
+    digits = int(rng.integers(2, count - 1))
+    colours = list(COLOURS)
+    looks = [(str(digit), str(rng.choice(colours))) for digit in rng.choice(10, digits, replace=False)]
+    shapes = [(shape, colour) for shape in SHAPES for colour in colours]
+    looks += [shapes[i] for i in rng.choice(len(shapes), count - digits, replace=False)]
+    places = np.sort(rng.choice(9, count, replace=False))
+    order = rng.permutation(count)
+    return tuple(Thing(*looks[i], *divmod(int(place), 3)) for i, place in zip(order, places, strict=True))
+
+
+@cache
+def handwriting(split: str) -> dict[str, NDArray[np.uint8]]:
+    """Returns the digit images of a split: for each digit an array [count, 8, 8] of ink, 0 to 255."""
+    from sklearn.datasets import load_digits  # an optional dependency that only the world needs
+
+    images, digits = load_digits(return_X_y=True)
+    chosen = slice(None, -_HELD_OUT_DIGITS) if split == TRAIN else slice(-_HELD_OUT_DIGITS, None)
+    ink = np.rint(images.reshape(-1, 8, 8)[chosen] * (255 / 16)).astype(np.uint8)
+    return {str(digit): ink[digits[chosen] == digit] for digit in range(10)}
+
+
+def draw(things: tuple[Thing, ...], split: str, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
+    """Renders a scene with random sizes, positions within the places, tints and handwriting.
+
+    Args:
+        things: The scene.
+        split: Whose handwriting to use.
+        rng: The scene's generator.
+
+    Returns:
+        The RGB image of `SIZE` pixels a side, and each thing's box.
+    """
+    background = rng.integers(15, 50, 3)
+    noise = rng.integers(-6, 7, (SIZE, SIZE, 1))
+    image = Image.fromarray((background + noise).clip(0, 255).astype(np.uint8), "RGB")
+    boxes = []
+    for thing in things:
+        mask = _digit_mask(thing.name, split, rng) if thing.is_digit else _shape_mask(thing.name, rng)
+        left = thing.column * CELL + int(rng.integers(0, CELL - mask.width + 1))
+        top = thing.row * CELL + int(rng.integers(0, CELL - mask.height + 1))
+        tint = np.array(COLOURS[thing.colour]) + rng.integers(-20, 21, 3)
+        red, green, blue = (int(value) for value in tint.clip(0, 255))
+        image.paste((red, green, blue), (left, top), mask)
+        boxes.append((left, top, left + mask.width, top + mask.height))
+    return image, boxes
+
+
+def _digit_mask(digit: str, split: str, rng: np.random.Generator) -> Image.Image:
+    """Returns one writer's digit, enlarged: mode "L", the ink's share of each pixel."""
+    written = handwriting(split)[digit]
+    side = int(rng.integers(20, 24))
+    return Image.fromarray(written[rng.integers(len(written))], "L").resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:
+    """Returns a filled shape: mode "L", its share of each pixel."""
+    side = int(rng.integers(14, 21))
+    large = side * _OVERSAMPLING
+    mask = Image.new("L", (large, large))
+    pen = ImageDraw.Draw(mask)
+    if shape == "circle":
+        pen.ellipse((0, 0, large - 1, large - 1), fill=255)
+    elif shape == "square":
+        margin = large // 16
+        pen.rectangle((margin, margin, large - 1 - margin, large - 1 - margin), fill=255)
+    else:
+        pen.polygon([(0, large - 1), (large - 1, large - 1), (large // 2, 0)], fill=255)
+    return mask.resize((side, side), Image.Resampling.BOX)

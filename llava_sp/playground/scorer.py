@@ -1,0 +1,120 @@
+"""Scores a model's answers about the tiny world, beside chance and the commonest answer."""
+
+import argparse
+import json
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_sp.playground.language import TASKS
+from llava_sp.utils.console import out
+from llava_sp.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How a task went; all shares are between 0 and 1.
+
+    Attributes:
+        task: One of `TASKS`, or "mean" (over the tasks).
+        count: Number of questions.
+        accuracy: Share of right answers.
+        chance: What guessing evenly among the answers of each question's form would give.
+        commonest: What giving each form's commonest answer would give: it needs no image.
+    """
+
+    task: str
+    count: int
+    accuracy: float
+    chance: float
+    commonest: float
+
+    @property
+    def margin(self) -> float:
+        """Half the width of the accuracy's 95% interval (normal approximation)."""
+        return 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.count)
+
+
+def score_answers(answers_file: str | Path, annotations_file: str | Path) -> list[TaskScore]:
+    """Scores an answers file of `llava_sp.eval.model_vqa`, matched by question id.
+
+    Args:
+        answers_file: JSONL with "question_id" and "text".
+        annotations_file: The world's annotations.jsonl.
+
+    Returns:
+        One score for each task that has questions, and their mean.
+
+    Raises:
+        UserError: A file is missing or malformed, or a question has no answer.
+    """
+    annotations = _read_lines(annotations_file, ("question_id", "task", "form", "answer"))
+    answers = {line["question_id"]: line["text"] for line in _read_lines(answers_file, ("question_id", "text"))}
+    missing = [line["question_id"] for line in annotations if line["question_id"] not in answers]
+    if missing:
+        raise UserError(f"{answers_file} lacks {len(missing)} of {len(annotations)} answers, the first {missing[0]}.")
+
+    expected: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in annotations:
+        expected[line["form"]][line["answer"]] += 1
+    scores = []
+    for task in TASKS:
+        lines = [line for line in annotations if line["task"] == task]
+        if lines:
+            right = sum(is_right(answers[line["question_id"]], line["answer"]) for line in lines)
+            forms = {line["form"] for line in lines}
+            chance = sum(expected[form].total() / len(expected[form]) for form in forms)
+            commonest = sum(max(expected[form].values()) for form in forms)
+            scores.append(TaskScore(task, len(lines), right / len(lines), chance / len(lines), commonest / len(lines)))
+    return [*scores, _mean(scores)]
+
+
+def is_right(given: str, expected: str) -> bool:
+    """Compares answers without regard to case, outer blanks and a final full stop."""
+    return given.strip().rstrip(".").lower() == expected.lower()
+
+
+def format_scores(scores: list[TaskScore]) -> str:
+    """Lays scores out as a table of percentages."""
+    lines = [f"{'task':<10} {'questions':>9} {'accuracy':>9} {'+-95%':>6} {'chance':>7} {'commonest answer':>17}"]
+    for s in scores:
+        figures = f"{100 * s.accuracy:>9.1f} {100 * s.margin:>6.1f} {100 * s.chance:>7.1f} {100 * s.commonest:>17.1f}"
+        lines.append(f"{s.task:<10} {s.count:>9} {figures}")
+    return "\n".join(lines)
+
+
+def _mean(scores: list[TaskScore]) -> TaskScore:
+    def mean(name: str) -> float:
+        return sum(getattr(score, name) for score in scores) / len(scores)
+
+    return TaskScore("mean", sum(s.count for s in scores), mean("accuracy"), mean("chance"), mean("commonest"))
+
+
+def _read_lines(path: str | Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist.")
+    records = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not valid JSON: {error}.") from None
+        if not isinstance(record, dict) or any(key not in record for key in keys):
+            raise UserError(f"{path}, line {number} must be an object with {', '.join(keys)}.")
+        records.append(record)
+    if not records:
+        raise UserError(f"{path} is empty.")
+    return records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `python -m llava_sp.playground score`."""
+    parser.add_argument("--answers-file", type=Path, required=True, help="JSONL from llava_sp.eval.model_vqa")
+    parser.add_argument("--annotations", type=Path, required=True, help="the world's annotations.jsonl")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs `python -m llava_sp.playground score`."""
+    out(format_scores(score_answers(args.answers_file, args.annotations)))
