@@ -1,0 +1,99 @@
+"""Question files: JSON lines `{"question_id", "image" (optional), "text"}`, as LLaVA's benchmarks have them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_sp.constants import IMAGE_TOKEN
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import resolve_inside
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, with an image or without.
+
+    Attributes:
+        id: Names the question in answers and errors, and seeds its sampling.
+        text: The question as the user would ask it, without `<image>`.
+        image: Path of the image under the image folder; `None` for a question about no image.
+    """
+
+    id: str | int
+    text: str
+    image: str | None = None
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Reads a question file.
+
+    Raises:
+        UserError: The file is missing, a line is not a question, or two have the same id; the message gives the line.
+    """
+    questions: dict[str | int, Question] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                question = _parse(line, where=f"{path}, line {number}")
+                if question.id in questions:
+                    raise UserError(f"{path}, line {number}: the question_id {question.id!r} is there twice.")
+                questions[question.id] = question
+    except OSError as error:
+        raise UserError(f"Cannot read the question file {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The question file {path} is not UTF-8 text: {error}.") from error
+    return list(questions.values())
+
+
+def take_chunk(questions: Sequence[Question], num_chunks: int, index: int) -> list[Question]:
+    """Returns one of `num_chunks` consecutive parts, whose lengths differ by one at most.
+
+    Every index is valid, also where there are fewer questions than chunks; together the chunks are all questions.
+
+    Raises:
+        UserError: There is no chunk of that index.
+    """
+    if not 0 <= index < num_chunks:
+        raise UserError(f"--chunk-idx {index} must be from 0 to {num_chunks - 1}, for --num-chunks is {num_chunks}.")
+    return list(questions[len(questions) * index // num_chunks : len(questions) * (index + 1) // num_chunks])
+
+
+def check_images(questions: Sequence[Question], image_folder: str | Path) -> None:
+    """Checks that every image is there, which is better known before the first answer than hours after it.
+
+    Raises:
+        UserError: An image is missing, or its path leaves the folder; the message names the question.
+    """
+    for question in questions:
+        if question.image is not None and not resolve_inside(image_folder, question.image).is_file():
+            raise UserError(
+                f"Question {question.id!r} asks about the image {question.image!r}, which is not in the image folder "
+                f"{str(image_folder)!r}."
+            )
+
+
+def _parse(line: str, where: str) -> Question:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error.msg}. Each line must be one question; is it cut off?") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} must be an object with question_id and text, one per line.")
+    identity, text, image = fields.get("question_id"), fields.get("text"), fields.get("image")
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
+        raise UserError(f"{where}: question_id must be a string or a whole number, not {_shown(identity)}.")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: text must be a question that is not empty, not {_shown(text)}.")
+    if image is not None and (not isinstance(image, str) or not image):
+        raise UserError(f"{where}: image must be a path under the image folder, not {_shown(image)}.")
+    if IMAGE_TOKEN in text:
+        raise UserError(f"{where}: text must not hold {IMAGE_TOKEN!r}; the image goes first by itself.")
+    return Question(identity, text, image)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
