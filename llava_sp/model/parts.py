@@ -25,6 +25,7 @@ from llava_sp.model.configuration_llava_sp import VOCABULARY_MULTIPLE, LlavaSPCo
 from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
 
@@ -49,18 +50,32 @@ def configure(
         UserError: A configuration cannot be loaded, or the variant does not fit the tower's grid.
     """
     with explained("the LLM", llm):
-        text_config = copy.deepcopy(AutoConfig.from_pretrained(llm))
-    vision_config = load_vision_config(vision_tower)
+        text_config = AutoConfig.from_pretrained(llm)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    fields = {**variant_fields(variant), **(overrides or {})}
+    return join_configs(text_config, load_vision_config(vision_tower), image_token_id, fields)
+
+
+def join_configs(
+    text_config: PreTrainedConfig, vision_config: PreTrainedConfig, image_token_id: int, fields: dict[str, Any]
+) -> LlavaSPConfig:
+    """Joins the parts' configurations, with room for `<image>` in the LLM's vocabulary.
+
+    Args:
+        text_config: The LLM's configuration; it is left as it is.
+        vision_config: The vision tower's.
+        image_token_id: Id of `<image>`.
+        fields: Further fields of `LlavaSPConfig`, which win over what follows from the parts.
+    """
+    text_config = copy.deepcopy(text_config)
     llm_vocab_size = text_config.vocab_size
     text_config.vocab_size = _rows_with_room(llm_vocab_size, image_token_id)
-    fields = {
+    from_parts = {
         "image_token_index": image_token_id,
         "llm_vocab_size": llm_vocab_size,
         "vision_feature_select_strategy": "default" if _has_class_token(vision_config) else "full",
-        **(overrides or {}),
     }
-    return LlavaSPConfig.from_variant(variant, vision_config=vision_config, text_config=text_config, **fields)
+    return LlavaSPConfig(vision_config=vision_config, text_config=text_config, **{**from_parts, **fields})
 
 
 @torch.random.fork_rng(devices=[])

@@ -30,4 +30,3 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
 
     return run
-

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,3 +86,23 @@ def resolve_inside(root: str | Path, relative: str) -> Path:
     if not joined.is_relative_to(base):
         raise UserError(f"The path {relative!r} leaves its folder {root} (by '..' or a link), which is not allowed.")
     return joined
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it becomes `path` when the block ends well, else it is removed.
+
+    Raises:
+        UserError: `path` exists and is not an empty folder.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"The output folder {target} is not empty. Name a new one; nothing is overwritten.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
