@@ -1,0 +1,228 @@
+"""Batched generation: the same answers as one by one.
+
+Questions of like length are batched and padded on the left. Each question draws from its own random numbers, so that
+also a sampled answer depends neither on its batch nor on the questions before it.
+
+Shapes: B batch, L sequence, V rows of the vocabulary, S side of an image in pixels.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from llava_sp.constants import IMAGE_TOKEN
+from llava_sp.data.conversation import EOS, Template
+from llava_sp.data.images import load_image
+from llava_sp.eval.questions import Question
+from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.utils.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated; the defaults are those of LLaVA's `model_vqa`.
+
+    Attributes:
+        temperature: Divides the scores before sampling; 0 takes the best token at each step (greedy).
+        top_p: Samples from the likeliest tokens that together have this probability; `None` from all.
+        num_beams: Beams of a beam search; 1 for none. A beam search that samples depends on the batches.
+        max_new_tokens: Longest answer in tokens.
+        seed: Seed of sampling.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    temperature: float = 0.2
+    top_p: float | None = None
+    num_beams: int = 1
+    max_new_tokens: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UserError(f"--temperature must be 0 (greedy) or more, not {self.temperature}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p must be above 0 and at most 1, not {self.top_p}.")
+        for name in ("num_beams", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+
+
+class SeededNoise(LogitsProcessor):
+    """Makes the greatest score a sample from the scores' softmax, by adding Gumbel noise to them.
+
+    Each row has its own generator. Sampling with PyTorch's global one would give an answer that depends on the batch.
+
+    Args:
+        seeds: One for each row of the batch.
+        device: Where the scores are.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Maps scores [B, V] to noisy scores [B, V]."""
+        # In float32 one exponential in 2^24 is zero, and its token would win whatever its score.
+        exponential = torch.empty_like(scores, dtype=torch.float64)
+        for row, generator in zip(exponential, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - exponential.log()
+
+
+def generate_answers(
+    model: LlavaSPForCausalLM,
+    processor: LlavaSPProcessor,
+    questions: Sequence[Question],
+    *,
+    image_folder: str | Path,
+    template: Template,
+    settings: GenerationSettings,
+    batch_size: int = 1,
+) -> Iterator[tuple[Question, str]]:
+    """Answers questions in batches.
+
+    Args:
+        model: The model in evaluation mode.
+        processor: Its processor.
+        questions: What to answer, in any order.
+        image_folder: The folder that the questions' image paths are relative to.
+        template: The conversation to ask in, usually the one that the model was tuned with.
+        settings: How to generate.
+        batch_size: Questions per batch.
+
+    Yields:
+        Each question with its answer, as it is ready: the longest questions come first.
+
+    Raises:
+        UserError: An image is missing or cannot be decoded, the conversation has no place for a question, or a batch
+            does not fit into the GPU's memory.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
+    # Like beside like costs little padding. The longest first: what does not fit into memory shows at once.
+    ordered = sorted(questions, key=lambda question: (question.image is not None, len(question.text)), reverse=True)
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+    def load_pixels(batch: list[Question]) -> torch.Tensor | None:
+        images = [load_image(image_folder, question.image) for question in batch if question.image is not None]
+        return processor.image_processor(images, return_tensors="pt")["pixel_values"] if images else None
+
+    for batch, pixels in zip(batches, _one_ahead(load_pixels, batches), strict=True):
+        prompts = [prompt_ids(question, processor, template) for question in batch]
+        seeds = [_seed(settings.seed, question) for question in batch]
+        try:
+            answers = _generate(model, processor, prompts, pixels, template.stop, settings, seeds)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"The GPU's memory does not hold a batch of {batch_size}; lower --batch-size.") from error
+        yield from zip(batch, answers, strict=True)
+
+
+def prompt_ids(question: Question, processor: LlavaSPProcessor, template: Template) -> list[int]:
+    """Renders a question up to where the answer begins; the image goes first, as LLaVA has it.
+
+    Raises:
+        UserError: The conversation has no place for such a question.
+    """
+    text = question.text if question.image is None else f"{IMAGE_TOKEN}\n{question.text}"
+    turns = [{"from": "human", "value": text}]
+    try:
+        ids = template.render_prompt(turns, processor.tokenizer, processor.image_token_id)
+    except UserError as error:
+        raise UserError(f"Question {question.id!r} cannot be asked: {error}") from error
+    repeats = {processor.image_token_id: processor.num_image_tokens}
+    return [copy for token in ids for copy in [token] * repeats.get(token, 1)]
+
+
+def _generate(
+    model: LlavaSPForCausalLM,
+    processor: LlavaSPProcessor,
+    prompts: list[list[int]],
+    pixels: torch.Tensor | None,
+    stop: str,
+    settings: GenerationSettings,
+    seeds: list[int],
+) -> list[str]:
+    """Continues prompts [B, of several lengths] about images [images, 3, S, S]; returns the texts up to `stop`."""
+    tokenizer = processor.tokenizer
+    length = max(len(prompt) for prompt in prompts)
+    padded = [[tokenizer.pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    inputs = {
+        "input_ids": torch.tensor(padded, device=model.device),
+        "attention_mask": torch.tensor(mask, device=model.device),
+    }
+    if pixels is not None:
+        inputs["pixel_values"] = pixels.to(model.device, model.dtype)
+
+    noise = LogitsProcessorList()
+    beam_sampling = settings.temperature > 0 and settings.num_beams > 1
+    if settings.temperature > 0 and not beam_sampling:
+        noise.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_p is not None:
+            noise.append(TopPLogitsWarper(settings.top_p))
+        noise.append(SeededNoise(seeds, model.device))
+    with torch.random.fork_rng(enabled=beam_sampling):
+        if beam_sampling:
+            torch.manual_seed(seeds[0])
+        output = model.generate(
+            **inputs,
+            generation_config=_generation_config(model, tokenizer, stop, settings, beam_sampling),
+            logits_processor=noise,
+            tokenizer=tokenizer,  # for stop_strings
+        )
+    texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+    return [text.split(stop)[0].strip() for text in texts]
+
+
+def _generation_config(
+    model: LlavaSPForCausalLM, tokenizer: Any, stop: str, settings: GenerationSettings, beam_sampling: bool
+) -> GenerationConfig:
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    # transformers would keep the 50 likeliest tokens only, unless told otherwise.
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if beam_sampling else {}
+    return GenerationConfig(
+        do_sample=beam_sampling,
+        **sampling,
+        num_beams=settings.num_beams,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None}),
+        pad_token_id=tokenizer.pad_token_id,
+        stop_strings=None if stop == EOS else [stop],
+        use_cache=True,
+    )
+
+
+def _seed(seed: int, question: Question) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {question.id!r}".encode()).digest()[:7])
+
+
+def _one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Maps items in order; the next result is computed in a thread while the caller works with the last."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        for item in items:
+            pending.append(worker.submit(function, item))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
