@@ -237,9 +237,11 @@ def _from_state(
     model, info = model_class.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    if problems := sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]})):
+    problems = [*info["missing_keys"], *info["unexpected_keys"], *(name for name, *_ in info["mismatched_keys"])]
+    if problems:
         raise UserError(
-            f"The checkpoint's {what} is not complete: {len(problems)} tensors differ, first {problems[0]}."
+            f"The checkpoint's {what} does not fit: {len(problems)} tensors are missing, left over or of another "
+            f"shape, first {min(problems)}."
         )
     return model
 

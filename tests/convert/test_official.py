@@ -100,7 +100,7 @@ def test_every_layout_is_told_from_its_keys(variant, tiny_parts, tower_24, tmp_p
     )
     imported, _ = loading.load(tmp_path / "imported")
     for name in loading.SPATIAL_FIELDS:
-        if name != "sfe_channels" or model.config.sfe_operator == "conv" and variant != "none":
+        if name != "sfe_channels" or (model.config.sfe_operator == "conv" and variant != "none"):
             assert getattr(imported.config, name) == getattr(model.config, name), name
     state = imported.state_dict()
     for name, tensor in model.state_dict().items():
