@@ -1,0 +1,193 @@
+"""From arguments to the objects of a run: model, processor, datasets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from llava_sp.data.conversation import get_template
+from llava_sp.data.dataset import ConversationDataset
+from llava_sp.data.records import open_records
+from llava_sp.model import loading, parts
+from llava_sp.model.card import Card
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.trainable import add_lora, set_trainable
+from llava_sp.train.arguments import ModelArguments
+from llava_sp.train.command_line import RunArguments
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+TRAINED_PARTS = {"pretrain": ("projector",), "finetune": ("projector", "llm"), "finetune_lora": ("projector",)}
+"""What each stage trains; LoRA comes on top in the last."""
+
+
+def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, LlavaSPProcessor]:
+    """Loads the model with its trainable parameters chosen, and the processor for this run's conversation.
+
+    A run that continues is loaded from its checkpoint, by the path alone, like any other checkpoint.
+
+    Args:
+        run: The run's arguments.
+        resume: The checkpoint to continue from, if any.
+
+    Raises:
+        UserError: A part is not there, or what is given does not fit the checkpoint to start from.
+    """
+    arguments, source = run.model, resume or run.model.init_from
+    dtype = _loading_dtype(run)
+    if source is None:
+        if run.model.stage != "pretrain":
+            logger.warning("No --init_from: the projector and the spatial modules start untrained in stage 2.")
+        model, processor = loading.build(
+            arguments.model_name_or_path,
+            arguments.vision_tower,
+            variant=arguments.variant or "cropping",
+            overrides=_overrides(arguments),
+            dtype=dtype,
+            seed=run.training.seed,
+        )
+    else:
+        card = check_start(arguments, str(source)) if resume is None else loading.read_card(str(source))
+        continues_lora = card is not None and card.kind == "adapter" and arguments.stage == "finetune_lora"
+        base = arguments.model_name_or_path if card is not None and card.kind != "full" else None
+        model, processor = loading.load(source, base=base, dtype=dtype, merge=not continues_lora)
+    model = choose_trainables(model, arguments)
+    _settle_types(model, run)
+    set_conversation(processor, run)
+    return model, processor
+
+
+def choose_trainables(model: nn.Module, arguments: ModelArguments) -> nn.Module:
+    """Freezes what the stage does not train, and adds LoRA where it is asked for and not there yet."""
+    if isinstance(model, PeftModel):
+        rank = model.peft_config[model.active_adapter].r
+        if rank != arguments.lora_r:
+            raise UserError(
+                f"--lora_r {arguments.lora_r}, but the LoRA to continue has rank {rank}; give --lora_r {rank}."
+            )
+        return model
+    set_trainable(model, TRAINED_PARTS[arguments.stage])
+    if arguments.stage == "finetune_lora":
+        return add_lora(model, rank=arguments.lora_r, alpha=arguments.lora_alpha, dropout=arguments.lora_dropout)
+    return model
+
+
+def check_start(arguments: ModelArguments, source: str) -> Card | None:
+    """Checks that the arguments do not contradict the checkpoint to start from; returns its card.
+
+    Raises:
+        UserError: Variant, spatial fields or tower differ from the checkpoint's, or stage 1 is to follow stage 2.
+    """
+    card = loading.read_card(source)
+    config = LlavaSPConfig.from_pretrained(source)
+    wanted: dict[str, Any] = {}
+    if arguments.variant is not None:
+        fitting = LlavaSPConfig.from_variant(
+            arguments.variant, vision_config=config.vision_config, text_config=config.text_config
+        )
+        wanted = {name: getattr(fitting, name) for name in loading.SPATIAL_FIELDS}
+    wanted.update(arguments.spatial_overrides)
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            what = f"--variant {arguments.variant}" if name not in arguments.spatial_overrides else f"--{name} {value}"
+            raise UserError(
+                f"{what} does not fit {source}, whose {name} is {getattr(config, name)!r}; the checkpoint to start "
+                "from decides the variant, so leave the flag out, or start from another."
+            )
+    if card is not None and card.kind == "adapter" and arguments.stage == "pretrain":
+        raise UserError(
+            f"{source} is of stage 2; stage 1 starts from an LLM and a tower, or from a stage 1 checkpoint."
+        )
+    tower = arguments.vision_tower
+    if tower and card is not None and card.parts.get("vision_tower", tower) not in (tower, parts.absolute(tower)):
+        raise UserError(
+            f"--vision_tower {tower} differs from {card.parts['vision_tower']}, which {source} was trained with."
+        )
+    return card
+
+
+def plan_model(run: RunArguments) -> tuple[nn.Module, LlavaSPProcessor]:
+    """Like `load_model`, but without weights: the model lies on the meta device, its parameters chosen."""
+    arguments = run.model
+    if arguments.init_from:
+        check_start(arguments, arguments.init_from)
+        config = LlavaSPConfig.from_pretrained(arguments.init_from)
+        processor = LlavaSPProcessor.from_pretrained(arguments.init_from)
+    else:
+        tokenizer = parts.load_tokenizer(arguments.model_name_or_path, run.training.model_max_length)
+        config = parts.configure(
+            arguments.model_name_or_path,
+            arguments.vision_tower,
+            tokenizer,
+            variant=arguments.variant or "cropping",
+            overrides=_overrides(arguments),
+        )
+        processor = parts.make_processor(config, tokenizer, arguments.vision_tower)
+    with torch.device("meta"):
+        model = choose_trainables(LlavaSPForCausalLM(config), arguments)
+    set_conversation(processor, run)
+    return model, processor
+
+
+def set_conversation(processor: LlavaSPProcessor, run: RunArguments) -> None:
+    """Makes the processor that of this run: its conversation, image shape, and longest sequence."""
+    template = get_template(run.model.version)
+    processor.conversation_template = template.name
+    processor.chat_template = template.chat_template()
+    processor.image_processor.image_aspect_ratio = run.data.image_aspect_ratio
+    processor.tokenizer.model_max_length = run.training.model_max_length
+
+
+def make_dataset(path: str, run: RunArguments, processor: LlavaSPProcessor) -> ConversationDataset:
+    """Opens a data file as samples ready for the model.
+
+    Raises:
+        UserError: The file cannot be read as LLaVA's format.
+    """
+    return ConversationDataset(
+        open_records(path),
+        image_folder=run.data.image_folder,
+        tokenizer=processor.tokenizer,
+        image_token_id=processor.image_token_id,
+        image_processor=processor.image_processor,
+        template=get_template(processor.conversation_template),
+        num_image_tokens=processor.num_image_tokens,
+        max_length=run.training.model_max_length,
+    )
+
+
+def zero_stage(deepspeed: str | None) -> int:
+    """Returns the ZeRO stage of a DeepSpeed configuration file, 0 without one."""
+    if deepspeed is None:
+        return 0
+    return json.loads(Path(deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
+
+
+def _overrides(arguments: ModelArguments) -> dict[str, Any]:
+    return {**arguments.spatial_overrides, "vision_feature_layer": arguments.mm_vision_select_layer}
+
+
+def _loading_dtype(run: RunArguments) -> torch.dtype:
+    """DeepSpeed keeps fp32 masters of 16-bit weights; without it, what learns is kept in fp32 itself."""
+    if run.training.deepspeed and run.training.bf16:
+        return torch.bfloat16
+    if run.training.deepspeed and run.training.fp16:
+        return torch.float16
+    return torch.float32
+
+
+def _settle_types(model: nn.Module, run: RunArguments) -> None:
+    """Without DeepSpeed, frozen weights take half the room where the run is in 16 bits; autocast does the rest."""
+    half = torch.bfloat16 if run.training.bf16 else torch.float16
+    if run.training.deepspeed or not (run.training.bf16 or run.training.fp16):
+        return
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(half)

@@ -1,0 +1,201 @@
+"""From YAML files and a command line to checked arguments. Both use the same names; what comes later wins."""
+
+import argparse
+import difflib
+import json
+import os
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
+from llava_sp.train.batch_plan import BatchPlan, plan_batch
+from llava_sp.train.legacy import apply_legacy_flags, read_renamed
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+USAGE = "python -m llava_sp.train [CONFIG.yaml ...] [--name value ...]"
+
+
+@dataclass
+class RunArguments:
+    """All arguments of a run, checked against each other."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainArguments
+    batch_plan: BatchPlan
+
+
+class _Parser(HfArgumentParser):
+    """The parser of `TrainingArguments`, except that errors are ours and lists may be empty."""
+
+    def __init__(self) -> None:
+        kinds = (ModelArguments, DataArguments, TrainArguments)
+        super().__init__(kinds, prog="python -m llava_sp.train", usage=USAGE, allow_abbrev=False)
+        for action in self._actions:
+            action.default = argparse.SUPPRESS  # so that we see what was given; the dataclasses know the defaults
+            if action.nargs == "+":
+                action.nargs = "*"
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}.")
+
+    def read(self, argv: list[str], source: str) -> dict[str, Any]:
+        """Returns what `argv` gives, by name.
+
+        Raises:
+            UserError: An argument is unknown (the nearest name is suggested) or its value has the wrong type.
+        """
+        argv, renamed = read_renamed(argv)
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else "; --help lists all."
+            raise UserError(f"{source}: unknown argument {name}{hint}")
+        return {**renamed, **vars(namespace)}
+
+
+def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
+    """Fills in what follows from the hardware and the batch plan, and checks what can be checked without a device.
+
+    Args:
+        given: The arguments that were given, by name; changed in place.
+        ranks: Number of processes that train together.
+
+    Raises:
+        UserError: A value is not supported, or two values contradict each other.
+    """
+    apply_legacy_flags(given)
+    _choose_precision(given)
+    plan = plan_batch(
+        per_device=given.get("per_device_train_batch_size", TrainArguments.per_device_train_batch_size),
+        ranks=ranks,
+        global_batch=given.get("global_batch_size"),
+        accumulation=given.get("gradient_accumulation_steps"),
+    )
+    given["gradient_accumulation_steps"] = plan.accumulation
+    given["global_batch_size"] = plan.global_batch
+    if not given.get("output_dir"):
+        raise UserError("--output_dir is missing: the folder for checkpoints and the result.")
+    if "deepspeed" in given and not os.path.isfile(given["deepspeed"]):
+        raise UserError(f"--deepspeed: the file {given['deepspeed']} does not exist; see configs/zero2.json.")
+    if given.get("load_best_model_at_end"):
+        raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
+    _complete_evaluation(given)
+    if given.get("gradient_checkpointing"):
+        # The reentrant form finds no input that requires a gradient where embeddings and tower are frozen.
+        given.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    given.setdefault("ddp_find_unused_parameters", False)
+    return plan
+
+
+def build_arguments(given: dict[str, Any], plan: BatchPlan) -> RunArguments:
+    """Makes the dataclasses; Hugging Face's one sets up device and process group.
+
+    Raises:
+        UserError: `TrainingArguments` refuses the values.
+    """
+    with warnings.catch_warnings():
+        # `gradient_checkpointing` is the one name that every supported version of transformers knows.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        try:
+            training = _fill(TrainArguments, given)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"The training arguments do not fit together: {error}") from error
+    return RunArguments(_fill(ModelArguments, given), _fill(DataArguments, given), training, plan)
+
+
+def collect(argv: list[str]) -> dict[str, Any]:
+    """Merges the YAML files at the head of `argv` and the flags after them; returns what was given, by name."""
+    parser = _Parser()
+    files = 0
+    while files < len(argv) and argv[files].endswith((".yaml", ".yml")):
+        files += 1
+    merged: dict[str, Any] = {}
+    for path in argv[:files]:
+        values = read_yaml(path)
+        _overlay(merged, parser.read(_as_flags(values), path))
+        for name in (name for name, value in values.items() if value is None):
+            merged.pop(name, None)
+    _overlay(merged, parser.read(argv[files:], "command line"))
+    return merged
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads a YAML file of `name: value` lines.
+
+    Raises:
+        UserError: The file is missing, is no YAML, or is no mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold lines of the form 'name: value'.")
+    return values
+
+
+def _as_flags(values: dict[str, Any]) -> list[str]:
+    """Writes a YAML mapping as flags, so that one parser converts and checks both."""
+    argv: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        argv.append(f"--{name}")
+        if isinstance(value, list):
+            argv += [str(item) for item in value]
+        else:
+            argv.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return argv
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Puts `above` over `below`; of the batch's two names, the one given last alone counts."""
+    if "gradient_accumulation_steps" in above and "global_batch_size" not in above:
+        below.pop("global_batch_size", None)
+    if "global_batch_size" in above and "gradient_accumulation_steps" not in above:
+        below.pop("gradient_accumulation_steps", None)
+    below.update(above)
+
+
+def _fill(cls: type, given: dict[str, Any]) -> Any:
+    names = {field.name for field in fields(cls) if field.init}
+    return cls(**{name: value for name, value in given.items() if name in names})
+
+
+def _choose_precision(given: dict[str, Any]) -> None:
+    """bf16 and TF32 where the GPU has them; fp32 on CPU unless bf16 is asked for."""
+    if given.get("use_cpu") or not torch.cuda.is_available():
+        given["use_cpu"] = True
+        if given.pop("tf32", None):
+            logger.info("tf32 is a mode of GPUs; it is left off on the CPU.")
+        return
+    ampere = torch.cuda.get_device_capability()[0] >= 8
+    if not given.get("fp16"):
+        given.setdefault("bf16", ampere)
+    given.setdefault("tf32", ampere)
+
+
+def _complete_evaluation(given: dict[str, Any]) -> None:
+    """Held-out data is evaluated every tenth of the run unless said otherwise."""
+    strategy = given.get("eval_strategy", "no")
+    if given.get("eval_data_path") and strategy == "no":
+        given["eval_strategy"] = "steps"
+        given.setdefault("eval_steps", 0.1)
+    elif strategy != "no" and not given.get("eval_data_path"):
+        raise UserError("eval_strategy is set, but there is no --eval_data_path to evaluate on.")

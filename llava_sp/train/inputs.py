@@ -1,0 +1,109 @@
+"""Whether everything a run reads is there, told in one message before anything slow."""
+
+from pathlib import Path
+from typing import Any
+
+from llava_sp.utils.errors import UserError
+
+LLAVA_IMAGES = {
+    "coco/train2017": "http://images.cocodataset.org/zips/train2017.zip",
+    "gqa/images": "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip",
+    "ocr_vqa/images": "https://github.com/haotian-liu/LLaVA (its README links the OCR-VQA images)",
+    "textvqa/train_images": "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
+    "vg/VG_100K": "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip",
+    "vg/VG_100K_2": "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip",
+}
+"""Image folders of LLaVA's instruction data, below `image_folder`, and where they are published."""
+
+SOURCES = {
+    "blip_laion_cc_sbu_558k.json": "https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
+    "llava_v1_5_mix665k.json": "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
+    "LLaVA-Pretrain/images": "https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain (images.zip, unpacked)",
+}
+"""Where LLaVA's data is published, by the end of its path in LLaVA's layout."""
+
+
+def check_inputs(given: dict[str, Any]) -> None:
+    """Checks that models, data and the checkpoint to start from are there.
+
+    Args:
+        given: The arguments that were given, by name.
+
+    Raises:
+        UserError: Something is missing; the message lists all of it, with source and destination.
+    """
+    absent = [name for name in ("data_path",) if not given.get(name)]
+    if not given.get("init_from"):
+        absent += [name for name in ("model_name_or_path", "vision_tower") if not given.get(name)]
+    if absent:
+        raise UserError(f"Please give {' and '.join('--' + name for name in absent)}.")
+    missing = [*_missing_parts(given), *_missing_data(given)]
+    if missing:
+        raise UserError(
+            "Not everything that this run reads is there:\n"
+            + "\n".join(f"  - {line}" for line in missing)
+            + "\nTo see the whole recipe at work without any of this, run: bash scripts/quickstart.sh"
+        )
+
+
+def _missing_parts(given: dict[str, Any]) -> list[str]:
+    """What is missing of the LLM, the vision tower, or the checkpoint to start from."""
+    if init_from := given.get("init_from"):
+        if (Path(init_from) / "llava_sp.json").is_file():
+            return []
+        return [f"the checkpoint to start from, {init_from} (bash scripts/pretrain.sh makes stage 1's)"]
+    missing = []
+    for what, argument in (("LLM", "model_name_or_path"), ("vision tower", "vision_tower")):
+        if not model_is_there(given[argument]):
+            missing.append(
+                f"the {what} {given[argument]}: get it with 'hf download {given[argument]}', or put its folder "
+                f"anywhere and give it by --{argument}"
+            )
+    return missing
+
+
+def model_is_there(name: str) -> bool:
+    """Whether a model is a local folder, or a name on the hub that is cached or can be reached."""
+    path = Path(name)
+    if path.is_dir():
+        return (path / "config.json").is_file()
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return False
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(name, "config.json") is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _missing_data(given: dict[str, Any]) -> list[str]:
+    """What is missing of the data files and image folders."""
+    missing = []
+    for argument in ("data_path", "eval_data_path"):
+        path = given.get(argument)
+        if path and not Path(path).is_file():
+            missing.append(f"the data {path}{_source(path)} (--{argument})")
+    folder = given.get("image_folder")
+    if not folder:
+        return missing
+    if not Path(folder).is_dir():
+        missing.append(f"the image folder {folder}{_source(folder)} (--image_folder)")
+    elif Path(given["data_path"]).name == "llava_v1_5_mix665k.json":
+        missing += [
+            f"the images {folder}/{part}: {source}"
+            for part, source in LLAVA_IMAGES.items()
+            if not (Path(folder) / part).is_dir()
+        ]
+    return missing
+
+
+def _source(path: str) -> str:
+    for end, source in SOURCES.items():
+        if path.rstrip("/").endswith(end):
+            return f": get it from {source}"
+    return ""
+
+
+def check_training_data(run: Any, processor: Any) -> None:
+    """TODO."""

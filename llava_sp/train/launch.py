@@ -1,0 +1,116 @@
+"""Starts a run on all GPUs of a node, or on several nodes: `python -m llava_sp.train.launch CONFIG.yaml [flags]`.
+
+What a user can get wrong is checked here, once, before the ranks start.
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+
+from llava_sp.train.command_line import collect, complete
+from llava_sp.train.inputs import check_inputs
+from llava_sp.train.run import train
+from llava_sp.utils.errors import UserError, command_line
+from llava_sp.utils.logging import get_logger, setup_logging
+
+logger = get_logger(__name__)
+
+
+def read_launcher_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Splits the launcher's flags from those of the training."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_sp.train.launch",
+        description="Starts llava_sp.train on the GPUs of this machine, or of several.",
+        epilog="All other arguments are passed on: python -m llava_sp.train --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nproc_per_node", type=int, help="processes on this node; default: one per GPU")
+    parser.add_argument("--nnodes", type=int, default=1, help="number of nodes")
+    parser.add_argument("--node_rank", type=int, help="rank of this node, where no rendezvous finds it out")
+    parser.add_argument("--rdzv_endpoint", help="host:port where the nodes meet (torchrun's rendezvous)")
+    parser.add_argument("--rdzv_id", help="name of the job, the same on all nodes")
+    parser.add_argument("--master_addr", help="address of the first node, with --node_rank")
+    parser.add_argument("--master_port", type=int, help="port on the first node")
+    parser.add_argument("--hostfile", help="DeepSpeed hostfile; starts the ranks on all its nodes from here")
+    return parser.parse_known_args(argv)
+
+
+def count_processes(wanted: int | None, *, use_cpu: bool) -> int:
+    """Returns the number of processes for this node: as many as wanted, else one per GPU.
+
+    Raises:
+        UserError: More processes are wanted than there are GPUs.
+    """
+    gpus = 0 if use_cpu else torch.cuda.device_count()
+    if wanted is not None and wanted < 1:
+        raise UserError(f"--nproc_per_node must be at least 1, not {wanted}.")
+    if gpus == 0:
+        logger.info("No GPU is used: %d process(es) on the CPU.", wanted or 1)
+        return wanted or 1
+    if wanted is not None and wanted > gpus:
+        raise UserError(
+            f"--nproc_per_node {wanted}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}; ask for at most "
+            f"{gpus}, or train on the CPU with --use_cpu."
+        )
+    return wanted or gpus
+
+
+def torchrun_arguments(flags: argparse.Namespace, processes: int) -> list[str]:
+    """Returns torchrun's own arguments for one node or several.
+
+    Raises:
+        UserError: Several nodes are asked for, without a place where they meet.
+    """
+    arguments = [f"--nproc_per_node={processes}"]
+    if flags.nnodes == 1:
+        return [*arguments, "--standalone"]
+    arguments.append(f"--nnodes={flags.nnodes}")
+    if flags.rdzv_endpoint:
+        arguments += ["--rdzv_backend=c10d", f"--rdzv_endpoint={flags.rdzv_endpoint}"]
+        return [*arguments, f"--rdzv_id={flags.rdzv_id or 'llava-sp'}"]
+    if flags.master_addr is None or flags.node_rank is None:
+        raise UserError("--nnodes needs --rdzv_endpoint HOST:PORT, or --master_addr HOST and --node_rank N.")
+    arguments += [f"--node_rank={flags.node_rank}", f"--master_addr={flags.master_addr}"]
+    return [*arguments, f"--master_port={flags.master_port or 29500}"]
+
+
+def run_torchrun(arguments: list[str]) -> int:
+    """Runs torchrun in this process; returns the exit code of the rank that failed first, or 0."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    # On the CPU, ranks that all take every core slow each other down; torchrun's own default is one thread.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        main([*arguments])
+    except ChildFailedError as error:
+        # The rank has said what went wrong; torchrun's report of it would bury that.
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code  # a signal, as a shell reports it
+    return 0
+
+
+@command_line
+def main() -> None:
+    """Counts the GPUs, checks the arguments, and starts the ranks."""
+    setup_logging()
+    flags, rest = read_launcher_flags(sys.argv[1:])
+    if flags.hostfile:
+        # DeepSpeed's launcher reads the hostfile, counts its GPUs, and starts the ranks over ssh.
+        os.execvp("deepspeed", ["deepspeed", "--hostfile", flags.hostfile, "--module", "llava_sp.train", *rest])  # noqa: S606, S607
+    given = collect(rest)
+    processes = count_processes(flags.nproc_per_node, use_cpu=given.get("use_cpu", False))
+    ranks = processes * flags.nnodes
+    complete(given, ranks=ranks)
+    check_inputs(given)
+    if given.get("dry_run"):
+        train(rest, ranks=ranks)
+        return
+    module = ["-m", "llava_sp.train", *rest]
+    sys.exit(run_torchrun([*torchrun_arguments(flags, processes), *module]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Checks before the first step: does DeepSpeed drive, is there room, and does saving save what is trained."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+from torch import nn
+
+from llava_sp.model.loading import checkpoint_kind
+from llava_sp.model.trainable import part_modules, trainable_parameter_groups
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from llava_sp.train.trainer import LlavaSPTrainer
+
+logger = get_logger(__name__)
+
+DRY_SAVE = ".dry_save"
+
+OPTIMIZER_BYTES = 12
+"""AdamW in fp32, per trained parameter: the master weight and two moments, four bytes each."""
+
+
+def check_trainables(model: nn.Module) -> None:
+    """Asserts what must hold in every run: the tower is frozen, and LoRA sits in the LLM alone."""
+    groups = trainable_parameter_groups(model)
+    assert "vision_tower" not in groups, "the vision tower must stay frozen"
+    in_llm = {id(p) for module in part_modules(model)["llm"] for p in module.parameters()}
+    outside = [name for name, p in groups.get("lora", []) if id(p) not in in_llm]
+    assert not outside, f"LoRA outside the LLM: {outside[:3]}"
+
+
+def check_before_first_step(trainer: "LlavaSPTrainer") -> None:
+    """Runs all checks of a trainer that is ready for its first step; a collective call.
+
+    Raises:
+        UserError: DeepSpeed was asked for and does not drive the run, or the disk is too full for a checkpoint.
+    """
+    check_trainables(trainer.model)
+    if trainer.args.deepspeed:
+        engine = type(trainer.deepspeed).__name__
+        if engine != "DeepSpeedEngine":
+            raise UserError(
+                f"--deepspeed was given, but a {engine} drives the run. Is ACCELERATE_USE_CPU set? Unset it and give "
+                "--use_cpu instead."
+            )
+        trainer.trim_engine_checkpoints()
+    output = Path(trainer.args.output_dir)
+    if trainer.args.should_save:
+        _check_room(trainer, output)
+    folder = output / DRY_SAVE
+    try:
+        trainer.save_model(str(folder))
+        if trainer.args.should_save:
+            check_saved_names(trainer.model, folder)
+    finally:
+        if trainer.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+    trainer.wait_for_all()
+
+
+def _check_room(trainer: "LlavaSPTrainer", output: Path) -> None:
+    """The result, and one checkpoint more than are kept, for the new one grows beside them."""
+    model = trainer.model
+    trained = [p for group in trainable_parameter_groups(model).values() for _, p in group]
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
+    saved = model.parameters() if checkpoint_kind(model) == "full" else trained
+    weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in saved)
+    steps = trainer.args.save_strategy != "no"
+    kept = (trainer.args.save_total_limit or 1) + 1 if steps else 0
+    needed = weights + kept * (2 * weights + OPTIMIZER_BYTES * count)  # DeepSpeed's part repeats the weights
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise UserError(
+            f"{output} has {free / 2**30:.1f} GiB free, and the run needs about {needed / 2**30:.1f} GiB for its "
+            "checkpoints. Free some, give another --output_dir, or save less (--save_strategy no)."
+        )
+
+
+def check_saved_names(model: nn.Module, folder: Path) -> None:
+    """Asserts that a checkpoint holds exactly what is trained (a full one: at least that)."""
+    saved: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            saved.update(weights.keys())
+    trained = {
+        name.replace(".modules_to_save.default", "").replace(".default", "")
+        for group in trainable_parameter_groups(model).values()
+        for name, _ in group
+    }
+    missing = trained - saved
+    assert not missing, f"trained but not saved: {sorted(missing)[:3]}"
+    surplus = saved - trained if checkpoint_kind(model) != "full" else set()
+    assert not surplus, f"saved but not trained: {sorted(surplus)[:3]}"

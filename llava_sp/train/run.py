@@ -1,0 +1,122 @@
+"""A training run from its command line to its summary."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import transformers
+from torch import nn
+
+from llava_sp.data.collator import Collator
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.train import assembly, checkpoint, report
+from llava_sp.train.callbacks import RunCallback
+from llava_sp.train.command_line import RunArguments, build_arguments, collect, complete
+from llava_sp.train.inputs import check_inputs, check_training_data
+from llava_sp.train.preflight import check_trainables
+from llava_sp.train.provenance import describe
+from llava_sp.train.runtime import is_main, prepare_process
+from llava_sp.train.trainer import LlavaSPTrainer
+from llava_sp.utils.console import out
+from llava_sp.utils.files import write_json
+
+
+def train(argv: list[str], *, ranks: int) -> None:
+    """Runs what a command line asks for.
+
+    Args:
+        argv: YAML files, then flags.
+        ranks: Number of processes that train together.
+
+    Raises:
+        UserError: Something that the user can mend.
+    """
+    given = collect(argv)
+    plan = complete(given, ranks=ranks)
+    check_inputs(given)
+    prepare_process(deepspeed=bool(given.get("deepspeed")), use_cpu=given.get("use_cpu", False))
+    run = build_arguments(given, plan)
+    if run.training.dry_run:
+        model, processor = assembly.plan_model(run)
+        report.print_dry_run(model, processor, assembly.make_dataset(run.data.data_path, run, processor), run)
+        return
+
+    folder = Path(run.training.output_dir)
+    resume = enter_folder(folder, run)
+    if checkpoint.is_complete(folder):
+        if is_main():
+            out(f"{folder} holds the complete result of this very run; nothing is left to do.")
+        return
+    transformers.set_seed(run.training.seed)
+    model, processor = assembly.load_model(run, resume)
+    check_trainables(model)
+    if is_main():
+        out(f"{run.batch_plan}\n{report.trainable_report(model)}")
+    trainer, callback = make_trainer(model, processor, run)
+    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
+
+
+def enter_folder(folder: Path, run: RunArguments) -> Path | None:
+    """Makes the output folder this run's own; returns the checkpoint to continue from, if there is one."""
+    if is_main():
+        checkpoint.claim_folder(folder, checkpoint.run_identity(run))
+        checkpoint.remove_unfinished(folder)
+    wait_for_all()
+    resume = checkpoint.find_resume(
+        run.training.resume_from_checkpoint,
+        folder,
+        ranks=run.batch_plan.ranks,
+        deepspeed=bool(run.training.deepspeed),
+    )
+    if resume is not None and is_main() and not checkpoint.is_complete(folder):
+        out(f"continuing from {resume}")
+    return resume
+
+
+def make_trainer(
+    model: nn.Module, processor: LlavaSPProcessor, run: RunArguments
+) -> tuple[LlavaSPTrainer, RunCallback]:
+    """Opens and checks the data, and puts the trainer together."""
+    if is_main():
+        check_training_data(run, processor)
+    wait_for_all()
+    held_out = run.data.eval_data_path
+    trainer = LlavaSPTrainer(
+        model=model,
+        args=run.training,
+        processor=processor,
+        stage=run.model.stage,
+        details=describe(run),
+        train_dataset=assembly.make_dataset(run.data.data_path, run, processor),
+        eval_dataset=assembly.make_dataset(held_out, run, processor) if held_out else None,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+    )
+    callback = RunCallback(trainer)
+    trainer.add_callback(callback)
+    return trainer, callback
+
+
+def finish(trainer: LlavaSPTrainer, folder: Path, metrics: dict[str, Any], *, stopped_early: bool) -> None:
+    """Saves the result and tells where it is; a run that was stopped early has none yet."""
+    step, last = trainer.state.global_step, trainer.state.max_steps
+    if stopped_early:
+        if is_main():
+            out(f"stopped after step {step} of {last}, as asked; the same command without it continues from {folder}")
+        return
+    if trainer.eval_dataset is not None:
+        metrics = {**metrics, **trainer.evaluate()}
+    trainer.save_model()
+    trainer.save_state()
+    trainer.wait_for_all()
+    if is_main():
+        metrics = {"steps": step, **{name: value for name, value in metrics.items() if math.isfinite(value)}}
+        write_json(folder / checkpoint.METRICS_NAME, metrics)
+        report.print_result(folder, trainer.stage, metrics)
+
+
+def wait_for_all() -> None:
+    """Waits until every rank is here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

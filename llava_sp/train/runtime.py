@@ -1,0 +1,120 @@
+"""The processes of a run: ranks, what DeepSpeed needs, and how a process ends without a hang or a stray signal."""
+
+import functools
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger, setup_logging
+
+logger = get_logger(__name__)
+
+
+class RankError(UserError):
+    """What a user can mend, met by one rank alone (a broken image in its batch): that rank reports it.
+
+    Any other `UserError` is met by all ranks alike, and the first one reports it.
+    """
+
+
+def world_size() -> int:
+    """Number of processes of this run, as the launcher set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the first rank."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def training_command(main: Callable[[], None]) -> Callable[[], None]:
+    """Wraps the entry point of a rank: one line for what a user can cause, and an orderly end of all ranks."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        setup_logging()
+        try:
+            main()
+        except UserError as error:
+            if is_main() or isinstance(error, RankError):
+                sys.stderr.write(f"error: {error}\n")
+            leave(2)
+        except KeyboardInterrupt:
+            leave(130)
+        leave(0)
+
+    return run
+
+
+def leave(code: int) -> None:
+    """Ends this process with `code`; at success, only once all ranks are through.
+
+    On the CPU, the threads of gloo can abort a process while the interpreter shuts down, after all work is done. With
+    several ranks the process therefore leaves at once when everything is flushed.
+    """
+    distributed = dist.is_available() and dist.is_initialized()
+    if distributed and code == 0:
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world_size() > 1 and not torch.cuda.is_available():
+        os._exit(code)
+    sys.exit(code)
+
+
+def prepare_process(*, deepspeed: bool, use_cpu: bool) -> None:
+    """Sets up what must be in place before the training arguments touch the device.
+
+    Raises:
+        UserError: DeepSpeed is asked for but not installed, or this one process sees several GPUs.
+    """
+    if not use_cpu and world_size() == 1 and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are visible to a single process. Start one process per GPU with "
+            "'python -m llava_sp.train.launch' in place of 'python -m llava_sp.train', or choose one GPU by "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
+    if deepspeed:
+        _prepare_deepspeed(use_cpu)
+
+
+def _prepare_deepspeed(use_cpu: bool) -> None:
+    # DeepSpeed looks for ninja on the PATH; it lies beside the interpreter also where the environment is not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1" if use_cpu else "0")
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError(
+            "--deepspeed is given, but DeepSpeed is not installed: pip install 'llava-sp[train]', or leave it out."
+        ) from None
+    if use_cpu and (missing := _missing_build_tools()):
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logger.warning("DeepSpeed runs without its shared-memory kernel, for there is no %s to build it with.", missing)
+    if world_size() == 1 and "RANK" not in os.environ:
+        # DeepSpeed wants a process group also for one process.
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+
+
+def _missing_build_tools() -> str:
+    """Names what is missing of compiler, ninja and Python's headers; empty if all are there."""
+    compiler = os.environ.get("CXX", "c++")
+    missing = [tool for tool in (compiler, "ninja") if shutil.which(tool) is None]
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python.h")
+    return " and no ".join(missing)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,224 @@
+"""Hugging Face's Trainer, with what LLaVA-SP needs of its own: order, learning rates, checks, and what is saved."""
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import Trainer
+
+from llava_sp.data.sampler import ModalityLengthSampler
+from llava_sp.model import loading
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.train import checkpoint as checkpointing
+from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.metrics import FlopCounter, Meter
+from llava_sp.train.optimizer import parameter_groups
+from llava_sp.train.runtime import RankError
+from llava_sp.utils.errors import UserError
+
+
+class LlavaSPTrainer(Trainer):
+    """Trains a LLaVA-SP model in either stage.
+
+    Args:
+        model: The model, its trainable parameters chosen.
+        args: The training arguments.
+        processor: The model's processor; it is saved with every checkpoint.
+        stage: The stage, for the checkpoints' cards.
+        details: What else the checkpoints' cards tell.
+        **kwargs: Passed on to `Trainer`.
+    """
+
+    args: TrainArguments
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainArguments,
+        processor: LlavaSPProcessor,
+        stage: str,
+        details: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, args=args, **kwargs)
+        self.processor = processor
+        self.stage = stage
+        self.details = details or {}
+        if args.loss_average == "microbatch":
+            # Trainer then leaves the mean over each micro-batch to the model, and averages those means.
+            self.model_accepts_loss_kwargs = False
+        # DeepSpeed's checkpoints hold what is trained. The rest is in place already when one is loaded.
+        model.register_load_state_dict_post_hook(_forget_frozen)
+        self._flops = FlopCounter(model)
+        self.meter = Meter(args.device)
+        self._group_rates: dict[str, float] = {}
+        self._staging: Path | None = None
+        self.sampler: ModalityLengthSampler | None = None
+
+    # ---- order of the data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ModalityLengthSampler:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        self.sampler = ModalityLengthSampler(
+            dataset.modality_lengths,
+            batch_size=self.args.train_batch_size,
+            # Ranks and accumulation count alike, so that the order depends on the global batch alone.
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            group=self.args.group_by_modality_length,
+        )
+        return self.sampler
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Makes the optimizer with one learning rate for the LLM or its LoRA, and one for the projector."""
+        if self.optimizer is None:
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(
+                self.model,
+                learning_rate=self.args.learning_rate,
+                projector_learning_rate=self.args.mm_projector_lr,
+                weight_decay=self.args.weight_decay,
+            )
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    def note_learning_rates(self) -> None:
+        """Remembers the rates of the update just made; the schedule moves on before they are logged."""
+        self._group_rates = {f"learning_rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+
+    # ---- a step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """Takes the micro-batches of one optimizer step and counts what they hold."""
+        try:
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except UserError as error:
+            # A worker process sends its traceback along; its last line is the message.
+            raise RankError(
+                str(error).strip().split("\n")[-1].removeprefix("llava_sp.utils.errors.UserError: ")
+            ) from None
+        for batch in batches:
+            self.meter.count(batch, self.floating_point_ops(batch))
+        self.meter.steps += 1
+        return batches, items
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Floating-point operations of one micro-batch of this rank, forward and backward; see `FlopCounter`."""
+        images = len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
+        return self._flops.batch(inputs["input_ids"].numel(), inputs["input_ids"].shape[1], images)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Computes the loss, and in training stops before the backward pass if it is not finite on some rank."""
+        sample_ids = inputs.pop("sample_ids")
+        inputs["use_cache"] = False  # a cache of keys and values is for generation
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            self._stop_unless_finite(loss.detach(), sample_ids)
+        return (loss, outputs) if return_outputs else loss
+
+    def _stop_unless_finite(self, loss: torch.Tensor, sample_ids: list[str]) -> None:
+        """All ranks learn of it, so that they stop together and none waits for another."""
+        bad = (~torch.isfinite(loss)).float()
+        worst = bad.clone()
+        if self.args.world_size > 1:
+            dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        if not worst.item():
+            return
+        concerned = [sample_ids if bad.item() else []]
+        if self.args.world_size > 1:
+            concerned = [[] for _ in range(self.args.world_size)]
+            dist.all_gather_object(concerned, sample_ids if bad.item() else [])
+        names = ", ".join(name for ids in concerned for name in ids)
+        raise UserError(
+            f"The loss is not finite in step {self.state.global_step + 1}; stopped before the update. The samples of "
+            f"the micro-batch: {names}. Look at them, or lower the learning rate; {self._last_checkpoint()}"
+        )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise UserError(
+                f"The gradient's norm is not finite in step {self.state.global_step + 1}; stopped. "
+                f"Lower the learning rate; {self._last_checkpoint()}"
+            )
+        return norm
+
+    def _last_checkpoint(self) -> str:
+        found = checkpointing.checkpoints(Path(self.args.output_dir))
+        return f"the last checkpoint is {found[-1]}." if found else "there is no checkpoint yet."
+
+    # ---- log ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds learning rates, throughput, padding and MFU to each line of the training's log."""
+        if "loss" in logs:
+            logs.update(self._group_rates)
+            logs.update(self.meter.report())
+        super().log(logs, start_time)
+
+    # ---- checkpoints ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what is trained, with everything it takes to load it by its path alone."""
+        state_dict = None
+        if self.is_deepspeed_enabled and self.deepspeed.zero_optimization_stage() == 3:
+            partial_only = loading.checkpoint_kind(self.model) != "full"
+            state_dict = self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=partial_only)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            details = {**self.details, "step": self.state.global_step, "of_steps": self.state.max_steps}
+            loading.save(self.model, self.processor, folder, stage=self.stage, details=details, state_dict=state_dict)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Saves into a folder of its own and moves it to its place when all ranks are through."""
+        output = Path(self.args.output_dir)
+        self._staging = output / checkpointing.STAGING
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            staging, self._staging = self._staging, None
+        self.wait_for_all()
+        if self.args.should_save:
+            for whole in checkpointing.checkpoints(staging):
+                shutil.rmtree(output / whole.name, ignore_errors=True)
+                whole.rename(output / whole.name)
+            staging.rmdir()
+            checkpointing.remove_surplus(output, self.args.save_total_limit)
+        self.wait_for_all()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing to do: a run that continues builds its model from the checkpoint in the first place."""
+
+    def trim_engine_checkpoints(self) -> None:
+        """Lets DeepSpeed save what is trained only, not 7 billion frozen weights with every checkpoint."""
+        self.deepspeed.save_checkpoint = partial(self.deepspeed.save_checkpoint, exclude_frozen_parameters=True)
+
+    def wait_for_all(self) -> None:
+        """Waits until every rank is here."""
+        if self.args.world_size > 1:
+            dist.barrier()
+
+
+def _forget_frozen(module: nn.Module, incompatible: Any) -> None:
+    """Takes frozen parameters out of the missing keys of a load, in place."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in frozen]

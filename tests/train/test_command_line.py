@@ -1,0 +1,193 @@
+"""YAML files and flags are one set of names, later ones win, and mistakes are told in plain words."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_sp.train.command_line import build_arguments, collect, complete
+from llava_sp.utils.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+LLAVA_PRETRAIN = """
+--model_name_or_path lmsys/vicuna-13b-v1.5 --version plain --data_path blip.json --image_folder images
+--vision_tower openai/clip-vit-large-patch14-336 --mm_projector_type mlp2x_gelu --tune_mm_mlp_adapter True
+--mm_vision_select_layer -2 --mm_use_im_start_end False --mm_use_im_patch_token False --bf16 True --output_dir out
+--num_train_epochs 1 --per_device_train_batch_size 32 --per_device_eval_batch_size 4 --gradient_accumulation_steps 1
+--evaluation_strategy no --save_strategy steps --save_steps 24000 --save_total_limit 1 --learning_rate 1e-3
+--weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 1 --tf32 True --model_max_length 2048
+--gradient_checkpointing True --dataloader_num_workers 4 --lazy_preprocess True --report_to none
+""".split()
+
+LLAVA_LORA = """
+--lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --model_name_or_path lmsys/vicuna-13b-v1.5
+--version v1 --data_path mix.json --image_folder data --vision_tower openai/clip-vit-large-patch14-336
+--pretrain_mm_mlp_adapter checkpoints/pretrain/mm_projector.bin --mm_projector_type mlp2x_gelu
+--mm_vision_select_layer -2 --mm_use_im_start_end False --mm_use_im_patch_token False --image_aspect_ratio pad
+--group_by_modality_length True --bf16 True --output_dir out --num_train_epochs 1 --per_device_train_batch_size 16
+--gradient_accumulation_steps 1 --evaluation_strategy no --learning_rate 2e-4 --warmup_ratio=0.03 --tf32 True
+--gradient_checkpointing True --lazy_preprocess True --bits 16 --mm_patch_merge_type flat --lora_dropout 0.1
+""".split()
+
+
+def parse(argv: list[str], ranks: int = 1) -> Any:
+    given = collect(argv)
+    return build_arguments(given, complete(given, ranks=ranks))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_llava_pretrain_flag_is_understood() -> None:
+    run = parse(LLAVA_PRETRAIN, ranks=8)
+    assert run.model.stage == "pretrain"
+    assert run.model.mm_vision_select_layer == -2
+    assert run.training.warmup_steps == 0.03
+    assert run.training.eval_strategy.value == "no"
+    assert run.training.learning_rate == 1e-3
+    assert run.batch_plan.global_batch == 256
+    assert run.training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+
+
+def test_every_llava_lora_flag_is_understood() -> None:
+    run = parse(LLAVA_LORA, ranks=8)
+    assert run.model.stage == "finetune_lora"
+    assert (run.model.lora_r, run.model.lora_alpha, run.model.lora_dropout) == (128, 256, 0.1)
+    assert run.model.init_from == "checkpoints/pretrain"
+    assert run.training.mm_projector_lr == 2e-5
+    assert run.training.group_by_modality_length
+    assert run.training.warmup_steps == 0.03
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_are_the_papers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    run = parse([str(path), "--use_cpu"], ranks=8)
+    assert run.model.stage == path.stem
+    assert run.batch_plan.global_batch == (256 if path.stem == "pretrain" else 128)
+    rate = {"pretrain": 1e-3, "finetune_lora": 2e-4, "finetune": 2e-5}[path.stem]
+    assert run.training.learning_rate == rate
+    assert run.training.mm_projector_lr == (2e-5 if path.stem == "finetune_lora" else None)
+    assert run.model.version == ("plain" if path.stem == "pretrain" else "v1")
+    assert run.data.image_aspect_ratio == ("square" if path.stem == "pretrain" else "pad")
+    assert (run.training.warmup_steps, run.training.weight_decay) == (0.03, 0.0)
+    assert run.training.lr_scheduler_type.value == "cosine"
+    assert run.training.model_max_length == 2048
+    if path.stem == "finetune_lora":
+        assert (run.model.lora_r, run.model.lora_alpha, run.model.lora_dropout) == (128, 256, 0.05)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(CONFIGS / "models").glob("*.yaml"), *(CONFIGS / "ablations").glob("*.yaml")]),
+    ids=lambda p: p.stem,
+)
+def test_models_and_ablations_lie_over_a_recipe(path: Path) -> None:
+    from llava_sp.model.variants import variant_fields
+
+    given = collect([str(CONFIGS / "train" / "pretrain.yaml"), str(path)])
+    assert given["learning_rate"] == 1e-3
+    assert variant_fields(given["variant"])
+
+
+def test_later_yaml_and_flags_win(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.yaml", "learning_rate: 1e-3\nlora_r: 8\nvariant: none\nseed: 3\n")
+    second = write(tmp_path / "second.yaml", "lora_r: 16\nvariant: null\n")
+    given = collect([first, second, "--learning_rate", "5e-4"])
+    assert given == {"learning_rate": 5e-4, "lora_r": 16, "seed": 3}
+
+
+def test_lists_and_switches_read_the_same_from_both(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.yaml", "sfe_sides: [8, 16, 24]\ndfi_kernels: []\nlora_enable: true\nspatial_bias: false\n"
+    )
+    flags = "--sfe_sides 8 16 24 --dfi_kernels --lora_enable --spatial_bias False".split()
+    assert collect([path]) == collect(flags)
+    assert collect(flags) == {
+        "sfe_sides": [8, 16, 24], "dfi_kernels": [], "lora_enable": True, "spatial_bias": False,
+    }  # fmt: skip
+
+
+def test_an_explicit_accumulation_wins_over_the_global_batch_of_a_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "global_batch_size: 128\nper_device_train_batch_size: 4\noutput_dir: out\n")
+    run = parse([path, "--gradient_accumulation_steps", "3"], ranks=2)
+    assert run.batch_plan.global_batch == 24
+
+
+def test_unknown_flags_suggest_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"--lerning_rate; did you mean --learning_rate\?"):
+        collect(["--lerning_rate", "1"])
+
+
+def test_unknown_yaml_keys_name_their_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.yaml", "lora_rnk: 4\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown argument --lora_rnk"):
+        collect([path])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n"])
+def test_a_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        collect([write(tmp_path / "bad.yaml", text)])
+
+
+def test_a_missing_yaml_is_named() -> None:
+    with pytest.raises(UserError, match=r"Cannot read the configuration nowhere\.yaml"):
+        collect(["nowhere.yaml"])
+
+
+def test_a_value_of_the_wrong_type_is_named() -> None:
+    with pytest.raises(UserError, match=r"--lora_r.*invalid int value: 'many'"):
+        collect(["--lora_r", "many"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ("--bits 4", "bits 4"),
+        ("--mm_projector_type linear", "mm_projector_type linear"),
+        ("--mm_patch_merge_type spatial", "mm_patch_merge_type spatial"),
+        ("--mm_use_im_start_end True", "mm_use_im_start_end True"),
+        ("--image_aspect_ratio anyres", "image_aspect_ratio anyres"),
+        ("--freeze_mm_mlp_adapter True", "freeze_mm_mlp_adapter"),
+        ("--tune_mm_mlp_adapter True --lora_enable True", "contradicts --lora_enable"),
+        ("--warmup_ratio 3", "warmup_ratio 3"),
+        ("--evaluation_strategy steps", "eval_data_path"),
+        ("--load_best_model_at_end", "load_best_model_at_end"),
+        ("--deepspeed nowhere.json", "nowhere.json"),
+        ("--save_strategy sometimes", "sometimes"),
+        ("--dataloader_prefetch_factor 2 --dataloader_num_workers 0", "prefetch_factor"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(flags: str, culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        parse(["--output_dir", "out", *flags.split()])
+
+
+def test_the_output_folder_is_needed() -> None:
+    with pytest.raises(UserError, match="--output_dir"):
+        parse([])
+
+
+def test_llavas_projector_file_leads_to_a_conversion(tmp_path: Path) -> None:
+    file = tmp_path / "mm_projector.bin"
+    file.touch()
+    with pytest.raises(UserError, match=r"llava_sp\.convert official"):
+        parse(["--output_dir", "out", "--pretrain_mm_mlp_adapter", str(file)])
+
+
+def test_flags_without_effect_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        parse("--output_dir out --mm_use_im_patch_token True --save_safetensors True --overwrite_output_dir".split())
+    for name in ("mm_use_im_patch_token", "save_safetensors", "overwrite_output_dir"):
+        assert name in caplog.text
+
+
+def test_held_out_data_is_evaluated_without_being_told_when() -> None:
+    run = parse("--output_dir out --eval_data_path held_out.json".split())
+    assert run.training.eval_strategy.value == "steps"
+    assert run.training.eval_steps == 0.1
