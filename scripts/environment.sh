@@ -1,0 +1,35 @@
+# Sourced by the other scripts: makes .venv and installs the project into it, once, then activates it.
+#   PYTHON=python3.12 bash scripts/quickstart.sh    another interpreter (3.11 or later)
+#   TORCH="torch==2.11.0" bash scripts/test.sh      another PyTorch
+# If the interpreter already sees a PyTorch with CUDA, that one is used, and nothing of it is downloaded.
+PYTHON=${PYTHON:-python3}
+TORCH=${TORCH:-torch==2.13.0}
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1 || echo missing); Python 3.11 or later is needed (set PYTHON)." >&2
+    exit 2
+}
+
+installed=.venv/installed-for
+wanted="$(cksum <pyproject.toml) $TORCH $("$PYTHON" --version)"
+if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then
+    echo "== environment: .venv is there and fits, reused"
+    source .venv/bin/activate
+else
+    echo "== environment: installing into .venv (once; some minutes)"
+    if [ ! -x .venv/bin/python ]; then
+        cuda='import torch, sys; sys.exit(not torch.version.cuda)'
+        if "$PYTHON" -c "$cuda" 2>/dev/null; then
+            echo "   using the PyTorch with CUDA that $PYTHON has"
+            "$PYTHON" -m venv --system-site-packages .venv
+        else
+            "$PYTHON" -m venv .venv
+        fi
+    fi
+    source .venv/bin/activate
+    # PyTorch first: an open requirement of another package would choose its own build.
+    python -c 'import torch' 2>/dev/null || { echo "   $TORCH"; python -m pip install --quiet "$TORCH"; }
+    echo "   llava_sp and what it needs"
+    python -m pip install --quiet --editable ".[dev]"
+    echo "$wanted" >"$installed"
+fi
