@@ -1,0 +1,274 @@
+"""The one place that turns a conversation into token ids and labels, for training and inference alike.
+
+A template is data: the text around each turn. Rendering lays the turns out, tokenises the whole once, and labels the
+tokens that begin inside an answer's stretch of the text, so that ids and labels cannot drift apart. Every id and label
+equals LLaVA's; where LLaVA does something else, `_answers` and `_count_v0_labels` say so.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
+from llava_sp.data.jinja import BOS, EOS, SYSTEM, to_jinja
+from llava_sp.data.problems import Problem, SampleError
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.tokenization import restore_sentencepiece_prefix
+
+Turns = Sequence[dict[str, str]]
+"""LLaVA's `conversations`: `{"from": "human" or "gpt", "value": text}`, taking turns."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the language model sees it.
+
+    Attributes:
+        input_ids: Token ids, L of them, with ONE image id for each `<image>`.
+        labels: The same ids where the model learns, `IGNORE_INDEX` elsewhere; L.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Message(NamedTuple):
+    """What one speaker says."""
+
+    speaker: str  # "human" or "gpt"
+    text: str
+
+
+@dataclass(frozen=True)
+class Role:
+    """The text around a speaker's message.
+
+    Attributes:
+        before: What precedes the message. Its trailing spaces belong to the message, as they do in the tokens.
+        after: What follows the message.
+        empty: What stands for the whole turn if the message is empty; None if nothing special does.
+    """
+
+    before: str
+    after: str
+    empty: str | None = None
+
+    @property
+    def open(self) -> str:
+        """The turn's beginning, up to where the speaker starts."""
+        return self.before.rstrip(" ")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is laid out as text, and which of it is learned.
+
+    Attributes:
+        name: The name by which configuration and checkpoints refer to it.
+        system: The system prompt.
+        opening: What precedes the first turn.
+        human: The layout of questions.
+        assistant: The layout of answers.
+        stop: Text that ends an answer.
+        preamble: What precedes the first question inside its turn.
+        ending: What follows the last turn.
+        drops_leading_answer: Whether a conversation that begins with an answer loses that answer.
+        splits_at: What stands between a question and its answer, where LLaVA cuts a round in two; see `_answers`.
+        counts_turns: Whether labels follow LLaVA's count of v0, see `_count_v0_labels`.
+        caption_only: Whether there is one question, of which only `<image>` is kept (stage 1).
+    """
+
+    name: str
+    system: str
+    opening: str
+    human: Role
+    assistant: Role
+    stop: str
+    preamble: str = ""
+    ending: str = ""
+    drops_leading_answer: bool = True
+    splits_at: str = ""
+    counts_turns: bool = False
+    caption_only: bool = False
+
+    def render(self, turns: Turns, tokenizer: Any, image_token_id: int) -> Rendered:
+        """Tokenises a whole conversation and labels what is learned of it.
+
+        Args:
+            turns: LLaVA's `conversations`.
+            tokenizer: A fast tokenizer that has `<image>` as a special token. If it is a LLaMA tokenizer, its prefix
+                space is made right in place, see `restore_sentencepiece_prefix`.
+            image_token_id: The id of `<image>`.
+
+        Raises:
+            SampleError: The conversation is empty, or its turns are not human, gpt, human, gpt ...
+            UserError: The tokenizer does not fit.
+        """
+        _check_tokenizer(tokenizer, image_token_id)
+        messages = self._messages(turns)
+        if self.caption_only and len(messages) != 2:
+            raise SampleError(
+                Problem.ROLES,
+                f"The template {self.name!r} takes one question and one answer, not {len(messages)} turns.",
+            )
+        layout = self._in_words_of(tokenizer)
+        text = layout._text(messages) + layout.ending
+        input_ids, starts = _tokenise(text, tokenizer)
+        if self.counts_turns:
+            labels = layout._count_v0_labels(input_ids, messages, tokenizer)
+        elif self.splits_at and tokenizer.pad_token_id == tokenizer.unk_token_id in input_ids:
+            # LLaVA pads with <unk>; one that is written in a message spoils its count, and it masks the sample whole.
+            labels = [IGNORE_INDEX] * len(input_ids)
+        else:
+            labels = _label(input_ids, starts, layout._answers(text, tokenizer.eos_token))
+        for position, token in enumerate(input_ids):
+            if token == image_token_id:
+                labels[position] = IGNORE_INDEX
+        return Rendered(input_ids, labels)
+
+    def render_prompt(self, turns: Turns, tokenizer: Any, image_token_id: int) -> list[int]:
+        """Tokenises a conversation that ends with a question, up to where the answer begins.
+
+        Arguments and errors are those of `render`.
+
+        Returns:
+            The token ids; `render` begins with the same ones when the answer is there.
+        """
+        _check_tokenizer(tokenizer, image_token_id)
+        return _tokenise(self._in_words_of(tokenizer).prompt_text(turns), tokenizer)[0]
+
+    def prompt_text(self, turns: Turns) -> str:
+        """Returns the text that `render_prompt` tokenises, with LLaMA's names of the begin and end tokens."""
+        messages = self._messages(turns)
+        if messages[-1].speaker != "human":
+            raise SampleError(Problem.ROLES, "A prompt must end with a question, a turn from 'human'.")
+        return self._text(messages) + self.assistant.open
+
+    def chat_template(self) -> str:
+        """Returns the same layout as a Jinja template, for `apply_chat_template` and serving engines."""
+        return to_jinja(self)
+
+    def _in_words_of(self, tokenizer: Any) -> "Template":
+        """Returns this template with the tokenizer's own begin and end tokens."""
+
+        def own(text: str) -> str:
+            return text.replace(BOS, tokenizer.bos_token or "").replace(EOS, tokenizer.eos_token)
+
+        def own_role(role: Role) -> Role:
+            return Role(own(role.before), own(role.after), role.empty)
+
+        if (tokenizer.bos_token, tokenizer.eos_token) == (BOS, EOS):
+            return self
+        human, assistant = own_role(self.human), own_role(self.assistant)
+        return replace(self, opening=own(self.opening), human=human, assistant=assistant)
+
+    def _messages(self, turns: Turns) -> list[Message]:
+        """Checks the turns and brings their text into LLaVA's form, with `<image>` at the front of its turn."""
+        skipped = int(self.drops_leading_answer and len(turns) > 0 and turns[0]["from"] == "gpt")
+        if len(turns) == skipped:
+            raise SampleError(Problem.ROLES, "The conversation is empty.")
+        speakers = ("gpt", "human") if turns[skipped]["from"] == "gpt" else ("human", "gpt")
+        messages = []
+        for number, turn in enumerate(turns[skipped:]):
+            speaker = speakers[number % 2]
+            if turn["from"] != speaker:
+                where = f"Turn {number + skipped + 1} of {len(turns)}"
+                raise SampleError(Problem.ROLES, f"{where} is from {turn['from']!r} and should be from {speaker!r}.")
+            messages.append(Message(speaker, lead_with_image(turn["value"])))
+        question = messages[0].text
+        if self.caption_only:
+            if IMAGE_TOKEN not in question:
+                raise SampleError(Problem.IMAGE_COUNT, f"The template {self.name!r} needs {IMAGE_TOKEN} to begin with.")
+            messages[0] = Message("human", IMAGE_TOKEN)
+        if self.preamble and not question:
+            raise SampleError(Problem.ROLES, f"The first question is empty; the template {self.name!r} needs one.")
+        return messages
+
+    def _text(self, messages: list[Message]) -> str:
+        """Lays out the opening and the turns."""
+        turns = [self._turn(message, first=number == 0) for number, message in enumerate(messages)]
+        return self.opening.replace(SYSTEM, self.system) + "".join(turns)
+
+    def _turn(self, message: Message, first: bool) -> str:
+        """Lays out one turn."""
+        role = self.human if message.speaker == "human" else self.assistant
+        if not message.text and role.empty is not None:
+            return role.empty
+        preamble = self.preamble.replace(SYSTEM, self.system) if first else ""
+        return role.before + preamble + message.text + role.after
+
+    def _answers(self, text: str, eos: str) -> list[tuple[int, int]]:
+        """Finds the stretches of the text that are learned: each answer, from the space before it to what ends it.
+
+        LLaVA takes what lies between two end tokens for a round, and cuts it in two at `splits_at`. Where that does not
+        come out even, it learns nothing from the whole sample: after a question without an answer, and when a message
+        itself holds one of the separators.
+        """
+        if self.caption_only:
+            return [(text.index(IMAGE_TOKEN) + len(IMAGE_TOKEN), len(text))]
+        *rounds, rest = text.split(eos)
+        if rest or any(one.count(self.splits_at) != 1 for one in rounds):
+            return []
+        stretches, begin = [], 0
+        for one in rounds:
+            end = begin + len(one) + len(eos)
+            stretches.append((begin + one.index(self.splits_at) + len(self.splits_at) - 1, end))
+            begin = end
+        return stretches
+
+    def _count_v0_labels(self, input_ids: list[int], messages: list[Message], tokenizer: Any) -> list[int]:
+        """LLaVA's labels for v0: all is learned but the opening and, roughly, the questions.
+
+        LLaVA tokenises each turn by itself and adds up the lengths. Each counts a begin token that the whole does not
+        have there, so the mask slides by about a token a turn; and it leaves out a question's first two tokens.
+        """
+
+        def length(text: str) -> int:
+            return len(_tokenise(text, tokenizer)[0])
+
+        labels = list(input_ids)
+        position = length(self.opening.replace(SYSTEM, self.system))
+        labels[:position] = [IGNORE_INDEX] * position
+        for message in messages:
+            end = position + length((tokenizer.bos_token or "") + self._turn(message, first=False))
+            if message.speaker == "human":
+                masked = range(len(labels))[position + 2 : end]
+                labels[masked.start : masked.stop] = [IGNORE_INDEX] * len(masked)
+            position = end
+        return labels
+
+
+def lead_with_image(text: str) -> str:
+    """Moves `<image>` to the front of a turn, on a line of its own, as LLaVA does; a turn without it stays as it is."""
+    if IMAGE_TOKEN not in text:
+        return text
+    return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
+
+
+def _check_tokenizer(tokenizer: Any, image_token_id: int) -> None:
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"The tokenizer {tokenizer.name_or_path!r} is a slow one; a fast one is needed to place labels."
+        )
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
+        raise UserError(
+            f"The tokenizer {tokenizer.name_or_path!r} does not have {IMAGE_TOKEN!r} as token {image_token_id}: "
+            "add it as a special token."
+        )
+    restore_sentencepiece_prefix(tokenizer)
+
+
+def _tokenise(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Returns the token ids, and where in the text each token starts."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded.input_ids, [start for start, _ in encoded.offset_mapping]
+
+
+def _label(input_ids: list[int], starts: list[int], stretches: list[tuple[int, int]]) -> list[int]:
+    """Labels each token that begins inside one of the stretches of text with itself."""
+    labels = [IGNORE_INDEX] * len(input_ids)
+    for begin, end in stretches:
+        learned = slice(bisect_left(starts, begin), bisect_left(starts, end))
+        labels[learned] = input_ids[learned]
+    return labels
