@@ -6,6 +6,7 @@ from transformers import LlavaProcessor
 
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.tokenization import restore_sentencepiece_prefix
 
 
 class LlavaSPProcessor(LlavaProcessor):
@@ -43,6 +44,7 @@ class LlavaSPProcessor(LlavaProcessor):
                 f"The tokenizer {tokenizer.name_or_path!r} has no {image_token!r} token. Build the processor with "
                 "llava_sp.model.loading, which adds it, or add it as a special token yourself."
             )
+        restore_sentencepiece_prefix(tokenizer)
         super().__init__(
             image_processor,
             tokenizer,
