@@ -1,0 +1,57 @@
+"""The one place that opens image files, which come from data that nobody has vetted."""
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from llava_sp.data.problems import Problem, SampleError
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import resolve_inside
+
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest image that is decoded by default; decoded, it takes 192 MB."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+"""What is decoded. Pillow knows more, some of which start other programs (EPS) or are read by hardly tested code."""
+
+
+def load_image(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image that a data file names, as LLaVA does: converted to RGB, not rotated by its EXIF orientation.
+
+    Args:
+        root: The image folder.
+        relative: The image's path inside it, as the data file has it.
+        max_pixels: Limit of width x height, checked from the file's header before anything is decoded.
+
+    Returns:
+        The decoded image, RGB; its file is closed.
+
+    Raises:
+        SampleError: The path leads out of the folder, or the file is missing, corrupt, not an image, or too large; the
+            message names the file.
+    """
+    try:
+        path = resolve_inside(root, relative)
+    except UserError as error:
+        raise SampleError(Problem.IMAGE_OUTSIDE, str(error)) from None
+    if not path.is_file():
+        raise SampleError(Problem.IMAGE_MISSING, f"The image {path} does not exist.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height <= max_pixels:
+                return image.convert("RGB")
+    except Image.DecompressionBombError:  # Pillow's own limit, from the header as well
+        raise _too_large(path, "far too many", max_pixels) from None
+    except Exception as error:  # decoders raise anything on corrupt bytes: SyntaxError, struct.error, IndexError, ...
+        what = "it is no known image format" if isinstance(error, UnidentifiedImageError) else error
+        message = f"The image {path} ({path.stat().st_size} bytes) cannot be decoded: {what}."
+        raise SampleError(Problem.IMAGE_CORRUPT, message) from error
+    raise _too_large(path, f"{width} x {height}", max_pixels)
+
+
+def _too_large(path: Path, pixels: str, max_pixels: int) -> SampleError:
+    return SampleError(
+        Problem.IMAGE_TOO_LARGE,
+        f"The image {path} has {pixels} pixels; at most {max_pixels:,} are decoded. Shrink it, or drop the sample.",
+    )

@@ -1,0 +1,139 @@
+"""Images come in as LLaVA reads them, and what is wrong with a file is told by its name."""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_sp.data.images import load_image
+from llava_sp.data.problems import Problem, SampleError
+
+
+def picture(mode: str = "RGB") -> Image.Image:
+    gradient = Image.linear_gradient("L").resize((8, 6))
+    return Image.merge("RGB", (gradient, gradient.rotate(180), gradient)).convert(mode)
+
+
+@pytest.fixture
+def refuse(tmp_path: Path):
+    def check(name: str, problem: Problem, *culprits: str, **options: int) -> None:
+        with pytest.raises(SampleError) as caught:
+            load_image(tmp_path, name, **options)
+        assert caught.value.problem is problem
+        assert all(culprit in str(caught.value) for culprit in (name, *culprits))
+
+    return check
+
+
+def test_an_image_is_loaded_as_rgb(tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    picture().save(tmp_path / "coco" / "a.png")
+    image = load_image(tmp_path, "coco/a.png")
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+    assert image.tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("CMYK", "jpg"), ("L", "png"), ("RGBA", "png"), ("P", "gif"), ("I;16", "png"), ("1", "tiff")]
+)
+def test_other_modes_are_converted_as_pillow_does(mode: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{suffix}"
+    (Image.new("I;16", (8, 6), 40_000) if mode == "I;16" else picture(mode)).save(file)
+    with Image.open(file) as opened:
+        expected = opened.convert("RGB")
+    assert load_image(tmp_path, file.name).tobytes() == expected.tobytes()
+
+
+def test_exif_rotation_is_not_applied_as_in_llava(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    picture().save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path, "a.jpg").size == (8, 6)
+
+
+def test_the_several_pictures_of_a_phone_are_its_first(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[picture("L")])
+    assert load_image(tmp_path, "a.jpg").size == (8, 6)
+
+
+def test_one_pixel_is_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    assert load_image(tmp_path, "a.png").size == (1, 1)
+
+
+def test_a_missing_file(refuse, tmp_path: Path) -> None:
+    refuse("none.jpg", Problem.IMAGE_MISSING, "does not exist")
+    (tmp_path / "folder.jpg").mkdir()
+    refuse("folder.jpg", Problem.IMAGE_MISSING)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html><html>404</html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"]
+)
+def test_what_is_not_an_image(content: bytes, refuse, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    refuse("a.jpg", Problem.IMAGE_CORRUPT, f"{len(content)} bytes")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp"])
+def test_a_truncated_image(suffix: str, refuse, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{suffix}"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    refuse(file.name, Problem.IMAGE_CORRUPT)
+
+
+def test_a_format_that_would_start_another_program(refuse, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.eps")
+    refuse("a.eps", Problem.IMAGE_CORRUPT)
+
+
+def bomb(side: int) -> bytes:
+    """A PNG whose header claims side x side pixels, with no data behind it."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8_001, 13_300, 60_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side: int, refuse, tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(side))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        refuse("bomb.png", Problem.IMAGE_TOO_LARGE, "64,000,000")
+
+
+def test_the_limit_is_inclusive(refuse, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    assert load_image(tmp_path, "a.png", max_pixels=48).size == (8, 6)
+    refuse("a.png", Problem.IMAGE_TOO_LARGE, "8 x 6", max_pixels=47)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "http://host/a.png", "a\0.png", "link.png"])
+def test_a_path_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    picture().save(tmp_path / "secret.png")
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(SampleError) as caught:
+        load_image(root, name)
+    assert caught.value.problem is Problem.IMAGE_OUTSIDE
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    picture().save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [load_image(tmp_path, "good.png") for _ in range(5)]
+    for _ in range(5):
+        with pytest.raises(SampleError):
+            load_image(tmp_path, "bad.png")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(kept) == 5
