@@ -1,7 +1,8 @@
 """Batched generation: the same answers as one by one.
 
 Questions of like length are batched and padded on the left. Each question draws from its own random numbers, so that
-also a sampled answer depends neither on its batch nor on the questions before it.
+also a sampled answer depends neither on its batch nor on the questions before it. What remains is rounding: in 16-bit
+types a batch's size can turn a choice between two tokens of nearly the same score.
 
 Shapes: B batch, L sequence, V rows of the vocabulary, S side of an image in pixels.
 """
@@ -173,24 +174,27 @@ def _generate(
     if pixels is not None:
         inputs["pixel_values"] = pixels.to(model.device, model.dtype)
 
-    noise = LogitsProcessorList()
+    # A beam search can only sample from PyTorch's global generator.
     beam_sampling = settings.temperature > 0 and settings.num_beams > 1
-    if settings.temperature > 0 and not beam_sampling:
-        noise.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_p is not None:
-            noise.append(TopPLogitsWarper(settings.top_p))
-        noise.append(SeededNoise(seeds, model.device))
     with torch.random.fork_rng(enabled=beam_sampling):
         if beam_sampling:
             torch.manual_seed(seeds[0])
         output = model.generate(
             **inputs,
             generation_config=_generation_config(model, tokenizer, stop, settings, beam_sampling),
-            logits_processor=noise,
+            logits_processor=None if beam_sampling else _sampler(settings, seeds, model.device),
             tokenizer=tokenizer,  # for stop_strings
         )
     texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
     return [text.split(stop)[0].strip() for text in texts]
+
+
+def _sampler(settings: GenerationSettings, seeds: list[int], device: torch.device) -> LogitsProcessorList:
+    """Returns what makes the greatest score a sample; nothing for greedy decoding."""
+    if settings.temperature == 0:
+        return LogitsProcessorList()
+    top_p = [] if settings.top_p is None else [TopPLogitsWarper(settings.top_p)]
+    return LogitsProcessorList([TemperatureLogitsWarper(settings.temperature), *top_p, SeededNoise(seeds, device)])
 
 
 def _generation_config(

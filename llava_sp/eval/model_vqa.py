@@ -134,7 +134,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--answers-file", default="answer.jsonl", help="JSON lines; an interrupted file is continued")
     add("--num-chunks", type=int, default=1, help="parts that the questions are split into")
     add("--chunk-idx", type=int, default=0, help="the part to answer, from 0")
-    add("--batch-size", type=int, default=1, help="questions at a time; the answers do not depend on it")
+    add("--batch-size", type=int, default=1, help="questions at a time; the answers are the same as for 1")
     add_generation_flags(parser, max_new_tokens=1024)
     return parse_flags(parser, argv)
 
