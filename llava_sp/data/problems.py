@@ -35,7 +35,3 @@ class SampleError(UserError):
     def __init__(self, problem: Problem, message: str) -> None:
         super().__init__(message)
         self.problem = problem
-
-    def __reduce__(self) -> tuple[type, tuple[Problem, str]]:
-        # Exceptions pickle their message alone, and these cross from worker processes.
-        return type(self), (self.problem, str(self))

@@ -1,0 +1,43 @@
+"""Batches of samples."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from llava_sp.constants import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Joins samples to a batch, padded on the right.
+
+    Attributes:
+        pad_token_id: The id that fills `input_ids` up; where it is, `attention_mask` is 0.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Joins B samples.
+
+        Returns:
+            `input_ids`, `labels` and `attention_mask`, [B, L]; `pixel_values`, [images, 3, S, S] in the samples' order,
+            if there is any image; `sample_ids`, B names.
+        """
+        lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+        batch = {
+            "input_ids": _pad(samples, "input_ids", self.pad_token_id),
+            "labels": _pad(samples, "labels", IGNORE_INDEX),
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+            "sample_ids": [sample["sample_id"] for sample in samples],
+        }
+        images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+        if images:
+            batch["pixel_values"] = torch.stack(images)
+        return batch
+
+
+def _pad(samples: list[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    return pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=value)

@@ -1,0 +1,156 @@
+"""Samples and batches: visual tokens in place, cut to length, padded; errors name the sample."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from llava_sp.constants import IGNORE_INDEX
+from llava_sp.data.collator import Collator
+from llava_sp.data.conversation import get_template
+from llava_sp.data.dataset import ConversationDataset
+from llava_sp.data.records import open_records
+from llava_sp.utils.errors import UserError
+
+VISUAL = 10
+
+
+class Pixels:
+    """An image processor that only resizes: [3, 4, 4] of 0..255."""
+
+    def __call__(self, image: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+        assert return_tensors == "pt"
+        small = np.array(image.resize((4, 4)), dtype=np.float32)
+        return {"pixel_values": torch.from_numpy(small).permute(2, 0, 1)[None]}
+
+
+def record(name: str, question: str, answer: str = "Two cats.", image: str | None = None) -> dict[str, Any]:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "conversations": turns} | ({"image": image} if image else {})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, tokenizer: Any, image_token_id: int) -> Callable[..., ConversationDataset]:
+    """Makes a dataset of some records; `red.png` is there."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / "red.png")
+
+    def make(*records: dict[str, Any], **options: Any) -> ConversationDataset:
+        (tmp_path / "data.json").write_text(json.dumps(records))
+        settings: dict[str, Any] = {"template": get_template("v1"), "max_length": 2048, **options}
+        return ConversationDataset(
+            open_records(tmp_path / "data.json"),
+            image_folder=settings.pop("image_folder", tmp_path / "images"),
+            tokenizer=tokenizer,
+            image_token_id=image_token_id,
+            image_processor=Pixels(),
+            num_image_tokens=VISUAL,
+            **settings,
+        )
+
+    return make
+
+
+def test_a_sample_with_an_image(dataset: Any, image_token_id: int) -> None:
+    data = dataset(record("a", "<image>\nWhat?", image="red.png"))
+    rendered = get_template("v1").render(data.records[0].conversations, data.tokenizer, image_token_id)
+    sample = data[0]
+    ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
+    at = rendered.input_ids.index(image_token_id)
+    assert ids == rendered.input_ids[:at] + [image_token_id] * VISUAL + rendered.input_ids[at + 1 :]
+    assert labels == rendered.labels[:at] + [IGNORE_INDEX] * VISUAL + rendered.labels[at + 1 :]
+    assert sample["input_ids"].dtype == sample["labels"].dtype == torch.long
+    assert sample["pixel_values"].shape == (3, 4, 4)
+    assert sample["pixel_values"][0].min() == 255
+    assert sample["sample_id"] == "a"
+    assert data.modality_lengths.tolist() == [4]
+
+
+def test_a_sample_of_text(dataset: Any, image_token_id: int) -> None:
+    sample = dataset(record("a", "What?"), image_folder=None)[0]
+    assert "pixel_values" not in sample
+    assert image_token_id not in sample["input_ids"]
+
+
+def test_what_is_too_long_is_cut_at_the_end(dataset: Any) -> None:
+    whole = dataset(record("a", "<image>\nWhat?", "word " * 100, image="red.png"))[0]
+    cut = dataset(record("a", "<image>\nWhat?", "word " * 100, image="red.png"), max_length=150)[0]
+    assert len(whole["input_ids"]) > 150
+    for name in ("input_ids", "labels"):
+        assert cut[name].tolist() == whole[name][:150].tolist()
+
+
+def test_visual_tokens_are_never_cut(dataset: Any, image_token_id: int) -> None:
+    sample = record("a7", "<image>\nWhat?", image="red.png")
+    ids = dataset(sample)[0]["input_ids"].tolist()
+    end = ids.index(image_token_id) + VISUAL
+    assert dataset(sample, max_length=end)[0]["input_ids"].tolist() == ids[:end]
+    with pytest.raises(UserError, match=rf"'a7'.*{VISUAL} visual tokens.*{end - 1} tokens"):
+        dataset(sample, max_length=end - 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "culprit"),
+    [
+        (record("a7", "<image>\nWhat?"), "no image, and <image> in 1"),
+        (record("a7", "What?", image="red.png"), "an image, and <image> in 0"),
+        (record("a7", "<image>\nWhat?", "See <image>", image="red.png"), "<image> in 2"),
+        (record("a7", "<image>\nWhat?", image="blue.png"), "blue.png does not exist"),
+        (record("a7", "<image>\nWhat?", image="../data.json"), "leaves its folder"),
+        ({"id": "a7", "conversations": []}, "empty"),
+    ],
+)
+def test_a_wrong_sample_is_named(wrong: dict[str, Any], culprit: str, dataset: Any) -> None:
+    data = dataset(record("fine", "What?"), wrong)
+    assert data[0]["sample_id"] == "fine"
+    with pytest.raises(UserError, match=rf"Sample 'a7' \(record 2 of .*data\.json\): .*{culprit}"):
+        data[1]
+
+
+def test_images_need_a_folder(dataset: Any) -> None:
+    with pytest.raises(UserError, match=r"'a7'.*--image_folder"):
+        dataset(record("a7", "<image>\nWhat?", image="red.png"), image_folder="")[0]
+
+
+def test_an_error_in_a_worker_process_stays_a_user_error(dataset: Any) -> None:
+    loader = DataLoader(dataset(record("a7", "<image>\nWhat?")), num_workers=1, collate_fn=Collator(0))
+    with pytest.raises(UserError, match="'a7'"):
+        list(loader)
+
+
+def test_a_batch_is_padded_and_keeps_its_images_in_order(dataset: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "images" / "blue.png")
+    data = dataset(
+        record("a", "<image>\nWhat?", "A long answer, longer than the others.", image="red.png"),
+        record("b", "What?"),
+        record("c", "<image>\nWhat?", image="blue.png"),
+    )
+    samples = [data[position] for position in range(3)]
+    batch = Collator(pad_token_id=9)(copy.deepcopy(samples))
+    assert batch["sample_ids"] == ["a", "b", "c"]
+    assert batch["pixel_values"].shape == (2, 3, 4, 4)
+    assert torch.equal(batch["pixel_values"][1], samples[2]["pixel_values"])
+    for row, sample in enumerate(samples):
+        length = len(sample["input_ids"])
+        assert torch.equal(batch["input_ids"][row, :length], sample["input_ids"])
+        assert torch.equal(batch["labels"][row, :length], sample["labels"])
+        assert batch["input_ids"][row, length:].eq(9).all()
+        assert batch["labels"][row, length:].eq(IGNORE_INDEX).all()
+        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
+
+
+def test_a_batch_of_text_has_no_pixels(dataset: Any) -> None:
+    data = dataset(record("a", "What?"), record("b", "Who?"))
+    assert "pixel_values" not in Collator(0)([data[0], data[1]])
+
+
+def test_the_mask_does_not_take_padding_ids_in_the_text_for_padding() -> None:
+    samples = [{"input_ids": torch.tensor([1, 0, 5]), "labels": torch.tensor([1, 0, 5]), "sample_id": "a"}]
+    assert Collator(pad_token_id=0)(samples)["attention_mask"].tolist() == [[1, 1, 1]]
