@@ -1,12 +1,9 @@
 """Samples and batches: visual tokens in place, cut to length, padded; errors name the sample."""
 
 import copy
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,47 +12,13 @@ from torch.utils.data import DataLoader
 from llava_sp.constants import IGNORE_INDEX
 from llava_sp.data.collator import Collator
 from llava_sp.data.conversation import get_template
-from llava_sp.data.dataset import ConversationDataset
-from llava_sp.data.records import open_records
 from llava_sp.utils.errors import UserError
-
-VISUAL = 10
-
-
-class Pixels:
-    """An image processor that only resizes: [3, 4, 4] of 0..255."""
-
-    def __call__(self, image: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
-        assert return_tensors == "pt"
-        small = np.array(image.resize((4, 4)), dtype=np.float32)
-        return {"pixel_values": torch.from_numpy(small).permute(2, 0, 1)[None]}
+from tests.data.conftest import VISUAL
 
 
 def record(name: str, question: str, answer: str = "Two cats.", image: str | None = None) -> dict[str, Any]:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": name, "conversations": turns} | ({"image": image} if image else {})
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, tokenizer: Any, image_token_id: int) -> Callable[..., ConversationDataset]:
-    """Makes a dataset of some records; `red.png` is there."""
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / "red.png")
-
-    def make(*records: dict[str, Any], **options: Any) -> ConversationDataset:
-        (tmp_path / "data.json").write_text(json.dumps(records))
-        settings: dict[str, Any] = {"template": get_template("v1"), "max_length": 2048, **options}
-        return ConversationDataset(
-            open_records(tmp_path / "data.json"),
-            image_folder=settings.pop("image_folder", tmp_path / "images"),
-            tokenizer=tokenizer,
-            image_token_id=image_token_id,
-            image_processor=Pixels(),
-            num_image_tokens=VISUAL,
-            **settings,
-        )
-
-    return make
 
 
 def test_a_sample_with_an_image(dataset: Any, image_token_id: int) -> None:
