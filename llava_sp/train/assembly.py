@@ -56,7 +56,7 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
     else:
         card = check_start(arguments, str(source)) if resume is None else loading.read_card(str(source))
         continues_lora = card is not None and card.kind == "adapter" and arguments.stage == "finetune_lora"
-        base = arguments.model_name_or_path if card is not None and card.kind != "full" else None
+        base = (arguments.model_name_or_path or None) if card is not None and card.kind != "full" else None
         model, processor = loading.load(source, base=base, dtype=dtype, merge=not continues_lora)
     model = choose_trainables(model, arguments)
     _settle_types(model, run)
@@ -153,7 +153,7 @@ def make_dataset(path: str, run: RunArguments, processor: LlavaSPProcessor) -> C
     """
     return ConversationDataset(
         open_records(path),
-        image_folder=run.data.image_folder,
+        image_folder=run.data.image_folder or None,
         tokenizer=processor.tokenizer,
         image_token_id=processor.image_token_id,
         image_processor=processor.image_processor,

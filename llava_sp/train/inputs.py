@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
+
 from llava_sp.utils.errors import UserError
 
 LLAVA_IMAGES = {
@@ -69,12 +71,13 @@ def model_is_there(name: str) -> bool:
         return (path / "config.json").is_file()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         return False
-    from transformers.utils import cached_file
-
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
     try:
-        return cached_file(name, "config.json") is not None
-    except (OSError, ValueError):
+        HfApi().model_info(name, timeout=5)
+    except Exception:  # whatever the network or the name does, the answer is the same
         return False
+    return True
 
 
 def _missing_data(given: dict[str, Any]) -> list[str]:

@@ -63,21 +63,28 @@ def test_every_llava_lora_flag_is_understood() -> None:
     assert run.training.warmup_steps == 0.03
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_recipes_are_the_papers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_yaml_is_understood(path: Path) -> None:
+    given = collect([str(path), "--output_dir", "out"])
+    given.pop("deepspeed", None)
+    assert complete(given, ranks=2).global_batch > 0
+    build_arguments(given, complete(given, ranks=2))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune_lora", "finetune"])
+def test_the_recipes_are_the_papers(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    run = parse([str(path), "--use_cpu"], ranks=8)
-    assert run.model.stage == path.stem
-    assert run.batch_plan.global_batch == (256 if path.stem == "pretrain" else 128)
-    rate = {"pretrain": 1e-3, "finetune_lora": 2e-4, "finetune": 2e-5}[path.stem]
-    assert run.training.learning_rate == rate
-    assert run.training.mm_projector_lr == (2e-5 if path.stem == "finetune_lora" else None)
-    assert run.model.version == ("plain" if path.stem == "pretrain" else "v1")
-    assert run.data.image_aspect_ratio == ("square" if path.stem == "pretrain" else "pad")
+    run = parse([f"configs/train/{stage}.yaml", "--use_cpu"], ranks=8)
+    assert run.model.stage == stage
+    assert run.batch_plan.global_batch == (256 if stage == "pretrain" else 128)
+    assert run.training.learning_rate == {"pretrain": 1e-3, "finetune_lora": 2e-4, "finetune": 2e-5}[stage]
+    assert run.training.mm_projector_lr == (2e-5 if stage == "finetune_lora" else None)
+    assert run.model.version == ("plain" if stage == "pretrain" else "v1")
+    assert run.data.image_aspect_ratio == ("square" if stage == "pretrain" else "pad")
     assert (run.training.warmup_steps, run.training.weight_decay) == (0.03, 0.0)
     assert run.training.lr_scheduler_type.value == "cosine"
     assert run.training.model_max_length == 2048
-    if path.stem == "finetune_lora":
+    if stage == "finetune_lora":
         assert (run.model.lora_r, run.model.lora_alpha, run.model.lora_dropout) == (128, 256, 0.05)
 
 

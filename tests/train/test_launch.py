@@ -1,0 +1,84 @@
+"""GPUs are counted, nodes find each other, and mistakes are told once, before any rank starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_sp.train import launch
+from llava_sp.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llava_sp.train.launch", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def flags(*arguments: str) -> object:
+    return launch.read_launcher_flags(list(arguments))[0]
+
+
+def test_flags_of_the_launcher_and_of_the_training_are_told_apart() -> None:
+    found, rest = launch.read_launcher_flags(["configs/a.yaml", "--nproc_per_node", "2", "--lora_r", "8"])
+    assert found.nproc_per_node == 2
+    assert rest == ["configs/a.yaml", "--lora_r", "8"]
+
+
+@pytest.mark.parametrize(("gpus", "wanted", "expected"), [(8, None, 8), (8, 4, 4), (0, None, 1), (0, 2, 2)])
+def test_processes_are_counted(monkeypatch: pytest.MonkeyPatch, gpus: int, wanted: int | None, expected: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.count_processes(wanted, use_cpu=False) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="--nproc_per_node 4: this machine has 2 GPUs"):
+        launch.count_processes(4, use_cpu=False)
+    assert launch.count_processes(4, use_cpu=True) == 4
+
+
+def test_one_node_stands_alone() -> None:
+    assert launch.torchrun_arguments(flags(), 8) == ["--nproc_per_node=8", "--standalone"]
+
+
+def test_several_nodes_meet_by_rendezvous_or_by_address() -> None:
+    by_rendezvous = launch.torchrun_arguments(flags("--nnodes", "2", "--rdzv_endpoint", "node0:29500"), 8)
+    assert {"--nnodes=2", "--rdzv_backend=c10d", "--rdzv_endpoint=node0:29500"} <= set(by_rendezvous)
+    by_address = launch.torchrun_arguments(flags("--nnodes", "2", "--master_addr", "node0", "--node_rank", "1"), 8)
+    assert {"--nnodes=2", "--node_rank=1", "--master_addr=node0"} <= set(by_address)
+    with pytest.raises(UserError, match="--rdzv_endpoint"):
+        launch.torchrun_arguments(flags("--nnodes", "2"), 8)
+
+
+def test_what_is_missing_is_told_in_one_message_and_names_the_quickstart() -> None:
+    result = run("configs/train/pretrain.yaml", "--data_path", "nowhere/blip_laion_cc_sbu_558k.json", "--use_cpu")
+    assert result.returncode == 2
+    for part in ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "LLaVA-Pretrain", "quickstart.sh"):
+        assert part in result.stderr
+    assert result.stderr.count("error:") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_an_impossible_batch_is_told_before_anything_is_read() -> None:
+    result = run("configs/train/pretrain.yaml", "--per_device_train_batch_size", "24", "--use_cpu")
+    assert result.returncode == 2
+    assert "global_batch_size 256" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("script", ["pretrain", "finetune_lora", "finetune"])
+def test_the_scripts_pass_flags_through(script: str) -> None:
+    result = subprocess.run(
+        ["bash", f"scripts/{script}.sh", "--lerning_rate", "1"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "did you mean --learning_rate?" in result.stderr
