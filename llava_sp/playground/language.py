@@ -43,6 +43,21 @@ def caption(things: tuple[Thing, ...]) -> str:
     return ", ".join(f"{thing.place} {thing.colour} {thing.name}" for thing in things) + "."
 
 
+def patch_words(things: tuple[Thing, ...], grid: int) -> list[tuple[str, ...]]:
+    """Describes a scene by the words of each of `grid` x `grid` patches, row by row, as a tower's features will.
+
+    Args:
+        things: The scene.
+        grid: Patches a side, a multiple of 3.
+
+    Returns:
+        For each patch the place, colour and name of the thing that it belongs to: four words, or none.
+    """
+    at = {(thing.row, thing.column): (*thing.place.split(), thing.colour, thing.name) for thing in things}
+    side = grid // 3
+    return [at.get((row // side, column // side), ()) for row in range(grid) for column in range(grid)]
+
+
 def ask_position(thing: Thing) -> Question:
     """Asks where a thing is."""
     form = "Where is the digit {digit}?" if thing.is_digit else "Where is the {colour} {shape}?"
@@ -92,20 +107,20 @@ def absent(things: tuple[Thing, ...], count: int, rng: np.random.Generator) -> l
     ]
 
 
-def training_questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Question]:
-    """Returns `ROUNDS` different questions in random order, none of which gives away another's answer.
+def training_questions(things: tuple[Thing, ...], rng: np.random.Generator, rounds: int = ROUNDS) -> list[Question]:
+    """Returns `rounds` different questions in random order, none of which gives away another's answer.
 
-    Two things are kept for questions of existence, and each stands back for an absent one half the time; every other
-    thing is asked for once, by its place or, most digits, by reading. Counting fills up.
+    Two questions are of existence, each about an absent thing half the time. Of the things that these leave, as
+    many as half the rounds are asked for, by their place or, most digits, by reading. Counting fills up.
     """
     shuffled = [things[i] for i in rng.permutation(len(things))]
     present = int(rng.binomial(2, 0.5))
     questions = ask_existence(shuffled[:present], "Yes") + ask_existence(absent(things, 2 - present, rng), "No")
-    for thing in shuffled[2:]:
+    for thing in shuffled[present : present + rounds // 2]:
         read = thing.is_digit and rng.random() < 0.8
         questions.append(ask_reading(thing, things, rng) if read else ask_position(thing))
-    questions += ask_counting(things, ROUNDS - len(questions), rng)
-    return [questions[i] for i in rng.permutation(ROUNDS)]
+    questions += ask_counting(things, rounds - len(questions), rng)
+    return [questions[i] for i in rng.permutation(rounds)]
 
 
 def held_out_questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Question]:

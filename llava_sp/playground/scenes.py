@@ -59,20 +59,24 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, _SPLITS.index(split), index])
 
 
-def sample_scene(rng: np.random.Generator) -> tuple[Thing, ...]:
-    """Draws a scene of five to seven things in different places, in reading order.
+def sample_scene(rng: np.random.Generator, count: int | None = None) -> tuple[Thing, ...]:
+    """Draws a scene of `count` things, else five to seven, in different places, in reading order.
 
     A digit occurs once at most, and so does a shape of one colour: "the digit 7" and "the red circle" are one thing.
     """
-    count = int(rng.integers(5, 8))
-    digits = int(rng.integers(2, count - 1))
+    count = count or int(rng.integers(5, 8))
+    fewest = min(2, count // 2)  # of digits, and of shapes
+    digits = int(rng.integers(fewest, count - fewest + 1))
     colours = list(COLOURS)
     looks = [(str(digit), str(rng.choice(colours))) for digit in rng.choice(10, digits, replace=False)]
     shapes = [(shape, colour) for shape in SHAPES for colour in colours]
     looks += [shapes[i] for i in rng.choice(len(shapes), count - digits, replace=False)]
     places = np.sort(rng.choice(9, count, replace=False))
     order = rng.permutation(count)
-    return tuple(Thing(*looks[i], *divmod(int(place), 3)) for i, place in zip(order, places, strict=True))
+    return tuple(
+        Thing(name, colour, int(place) // 3, int(place) % 3)
+        for (name, colour), place in zip((looks[i] for i in order), places, strict=True)
+    )
 
 
 @cache

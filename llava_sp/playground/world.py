@@ -162,9 +162,10 @@ def _write_lines(path: Path, records: Iterable[Record]) -> None:
 
 
 def _digest(root: Path) -> str:
-    """Returns one hash over the names and bytes of all files of a world but its manifest."""
+    """Returns one hash over the names and bytes of a world's files; training keeps hidden indexes beside them."""
     total = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST):
+    files = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    for path in sorted(path for path in files if path.name != MANIFEST):
         total.update(f"{path.relative_to(root).as_posix()} {sha256_file(path)}\n".encode())
     return total.hexdigest()
 
