@@ -1,7 +1,7 @@
 """Answers files: JSON lines in LLaVA's format, which an interrupted run can be continued from."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,6 @@ class AnswersFile:
         write_json(self.settings_path, self.settings)  # there are none yet if there was no question
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(self.answered[key]) + "\n" for key in order), encoding="utf-8")
-
-    def check_belongs_to(self, ids: Sequence[str | int]) -> None:
-        """Checks that every answer is to one of these questions.
-
-        Raises:
-            UserError: One is not.
-        """
-        strangers = self.answered.keys() - set(ids)
-        if strangers:
-            raise UserError(f"{self.path} answers other questions, such as {min(map(repr, strangers))}. {_MEND}")
 
     def _check_settings(self) -> None:
         if not self.path.is_file():

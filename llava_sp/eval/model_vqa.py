@@ -23,7 +23,6 @@ from llava_sp.eval.inference import GenerationSettings, generate_answers
 from llava_sp.eval.questions import Question, check_images, read_questions, take_chunk
 from llava_sp.model.parts import absolute
 from llava_sp.utils.errors import command_line
-from llava_sp.utils.files import sha256_file
 from llava_sp.utils.logging import get_logger, setup_logging
 
 logger = get_logger(__name__)
@@ -51,8 +50,7 @@ def answer_file(options: argparse.Namespace) -> None:
     check_model_flags(options)
     questions = take_chunk(read_questions(options.question_file), options.num_chunks, options.chunk_idx)
     check_images(questions, options.image_folder)
-    answers = AnswersFile(options.answers_file, _what_decides_the_answers(options, settings))
-    answers.check_belongs_to([question.id for question in questions])
+    answers = AnswersFile(options.answers_file, _what_decides_the_answers(options, settings, questions))
 
     remaining = [question for question in questions if question.id not in answers.answered]
     if answers.answered:
@@ -100,7 +98,9 @@ def model_name(path: str) -> str:
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 
-def _what_decides_the_answers(options: argparse.Namespace, settings: GenerationSettings) -> dict[str, Any]:
+def _what_decides_the_answers(
+    options: argparse.Namespace, settings: GenerationSettings, questions: list[Question]
+) -> dict[str, Any]:
     """Returns all that an answers file must have in common with the run that continues it."""
     return {
         "model_path": absolute(options.model_path),
@@ -109,10 +109,10 @@ def _what_decides_the_answers(options: argparse.Namespace, settings: GenerationS
         "dtype": options.dtype,
         "conv_mode": options.conv_mode,
         **asdict(settings),
-        "question_file_sha256": sha256_file(options.question_file),
         "image_folder": str(Path(options.image_folder).resolve()),
         "num_chunks": options.num_chunks,
         "chunk_idx": options.chunk_idx,
+        "questions": _digest(questions),
     }
 
 
@@ -121,7 +121,11 @@ def _fingerprint(path: str) -> str | None:
     if not Path(path).is_dir():
         return None
     files = sorted((file.name, file.stat()) for file in Path(path).iterdir() if file.is_file())
-    return hashlib.sha256(repr([(name, at.st_size, at.st_mtime_ns) for name, at in files]).encode()).hexdigest()
+    return _digest([(name, at.st_size, at.st_mtime_ns) for name, at in files])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

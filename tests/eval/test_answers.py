@@ -75,13 +75,6 @@ def test_a_line_that_is_no_answer_is_named(line, tmp_path):
         AnswersFile(path, SETTINGS)
 
 
-def test_answers_to_other_questions_are_refused(tmp_path):
-    answers = write_three(tmp_path / "answers.jsonl")
-    answers.check_belongs_to(["one", 2, 3, 4])
-    with pytest.raises(UserError, match="'one'"):
-        answers.check_belongs_to([2, 3])
-
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write the answers file .*answers\.jsonl"):

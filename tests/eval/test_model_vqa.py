@@ -94,6 +94,13 @@ def test_answers_of_another_model_or_other_settings_are_refused(run, checkpoint,
     assert (tmp_path / "answers.jsonl").read_text().splitlines() == before
 
 
+def test_answers_to_other_questions_are_refused(run, question_file):
+    run()
+    question_file.write_text(question_file.read_text().replace("b.png", "c.png"))
+    with pytest.raises(UserError, match="made with questions = "):
+        run()
+
+
 def test_a_model_that_was_trained_again_in_place_is_another_model(run, checkpoint, tmp_path):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     run(model=model)
