@@ -1,12 +1,13 @@
 """Answers files: JSON lines in LLaVA's format, which an interrupted run can be continued from."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import atomic_path, read_json, write_json
+from llava_sp.utils.files import read_json, write_json, write_text
 
 
 class AnswersFile:
@@ -37,13 +38,11 @@ class AnswersFile:
 
     def append(self, answer: dict[str, Any]) -> None:
         """Adds one answer; it is in the file when this returns."""
-        try:
+        with self._writing():
             if not self.answered:
                 write_json(self.settings_path, self.settings)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(answer) + "\n")
-        except OSError as error:
-            raise UserError(f"Cannot write the answers file {self.path}: {error.strerror}.") from error
         self.answered[answer["question_id"]] = answer
 
     def finish(self, order: Iterable[str | int]) -> None:
@@ -52,9 +51,17 @@ class AnswersFile:
         Args:
             order: The ids of all questions. All must have been answered.
         """
-        write_json(self.settings_path, self.settings)  # there are none yet if there was no question
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(self.answered[key]) + "\n" for key in order), encoding="utf-8")
+        lines = "".join(json.dumps(self.answered[key]) + "\n" for key in order)
+        with self._writing():
+            write_json(self.settings_path, self.settings)  # there are none yet if there was no question
+            write_text(self.path, lines)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"Cannot write the answers file {self.path}: {error.strerror}.") from error
 
     def _check_settings(self) -> None:
         if not self.path.is_file():

@@ -65,7 +65,7 @@ def _answer(
     questions: list[Question], answers: AnswersFile, options: argparse.Namespace, settings: GenerationSettings
 ) -> None:
     model, processor, template = load_model(options)
-    name = model_name(options.model_path)
+    name = model_name(absolute(options.model_path))
     done = len(answers.answered)
     with tqdm(total=done + len(questions), initial=done, unit="question", desc=name) as progress:
         for question, text in generate_answers(
@@ -94,7 +94,7 @@ def _record(question: Question, text: str, name: str) -> dict[str, Any]:
 
 def model_name(path: str) -> str:
     """Returns a checkpoint's name in answers files, as LLaVA has it: `RUN`, or `RUN_checkpoint-N`. Only a label."""
-    parts = path.strip("/").split("/")
+    parts = path.split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 

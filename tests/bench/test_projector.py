@@ -13,6 +13,10 @@ def test_every_part_type_batch_and_pass_gets_a_line(capsys):
     table = [line.split() for line in lines[lines.index(projector.HEADER) + 1 :]]
     assert len(table) == len({tuple(row[:4]) for row in table}) == 2 * 2 * 2 * 2
     assert {row[0] for row in table} == {"SFE", "DFI"}
+    for row in table:
+        conv, matmul, ratio = float(row[4]), float(row[5]), float(row[6].removesuffix("x"))
+        assert ratio == pytest.approx(conv / matmul, rel=0.3, abs=0.1)
+        assert len(row) == len(projector.HEADER.split()) - 2  # two of its headings are two words
 
 
 def test_forms_that_disagree_are_an_error(monkeypatch):

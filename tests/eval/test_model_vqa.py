@@ -151,7 +151,7 @@ def test_flags_take_both_spellings_and_have_llavas_defaults():
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("/runs/llava", "llava"), ("runs/llava/", "llava"), ("runs/llava/checkpoint-50", "llava_checkpoint-50")],
+    [("/runs/llava", "llava"), ("owner/llava", "llava"), ("/runs/llava/checkpoint-50", "llava_checkpoint-50")],
 )
 def test_models_are_labelled_as_llava_labels_them(path, name):
     assert model_vqa.model_name(path) == name
