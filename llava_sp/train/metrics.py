@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llava_sp.constants import IGNORE_INDEX
-from llava_sp.model.trainable import part_modules, plain_model
+from llava_sp.model.trainable import part_modules, plain_model, trainable_parameter_groups
 
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,
@@ -59,13 +59,11 @@ class FlopCounter:
         self._per_token_and_length = 12 * text.num_hidden_layers * text.hidden_size
         patches = plain.config.grid_side**2
         tower = sum(p.numel() for p in _matrices(parts["vision_tower"]))
-        patch_projector = sum(
-            p.numel()
-            for module in plain.model.multi_modal_projector.modules()
-            if isinstance(module, nn.Linear)
-            for p in module.parameters()
-        )
-        projector = sum(p.numel() for module in parts["projector"] for p in module.parameters())
+        width, hidden = plain.config.feature_channels, text.hidden_size
+        patch_projector = width * hidden + hidden * hidden
+        # PEFT keeps the projector's original beside its trained copy; what learns is there once.
+        trained = [p for _, p in trainable_parameter_groups(model).get("projector", [])]
+        projector = sum(p.numel() for p in trained if p.ndim >= 2)
         self._per_image = (
             2 * tower * patches
             + 4 * vision.num_hidden_layers * vision.hidden_size * patches**2
