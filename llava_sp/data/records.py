@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ INDEX_FORMAT = 1
 
 ENTRY = np.dtype([("start", "<u8"), ("size", "<u4"), ("words", "<u4"), ("has_image", "?")])
 """One record in the index: its first byte, its bytes, its whitespace-separated words in all turns, its modality."""
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class Record(NamedTuple):
@@ -164,4 +167,6 @@ def _parse(content: Any, position: int, path: Path) -> Record:
     for turn in turns:
         if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
             raise UserError(f"{where}: each turn in 'conversations' must have the texts 'from' and 'value'.")
+    if any(_HALF_CHARACTER.search(text) for text in (identity, image or "", *(turn["value"] for turn in turns))):
+        raise UserError(f"{where} holds half a character (a lone surrogate such as \\ud83d), which no text can.")
     return Record(identity, image, turns)

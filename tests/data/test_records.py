@@ -97,6 +97,7 @@ def test_ids_may_be_numbers_or_absent_and_an_image_null(tmp_path: Path) -> None:
             [sample(0), {"id": "x7", "conversations": [{"from": "human", "value": None}]}],
             ["Record 2", "'x7'", "'value'"],
         ),
+        ([sample(0, "Hi \ud83d")], ["'s0'", "half a character"]),
         ([{"id": "x7", "image": ["a", "b"], "conversations": []}], ["'x7'", "one path"]),
     ],
 )
