@@ -16,8 +16,8 @@ from llava_sp.data.problems import Problem, SampleError
 _NAMED = 5
 """Samples that a report names for each problem."""
 
-_WORTH_WORKERS = 1000
-"""Samples from which starting worker processes pays."""
+_PER_WORKER = 250
+"""Samples for which starting a worker process pays."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ def check_records(
     Args:
         dataset: What training will read.
         sample: How many samples, drawn at random; None for all.
-        workers: Worker processes; 0 for none, None for one a CPU core if there is enough to do.
+        workers: Worker processes; 0 for none, None for up to one a CPU core, as there is to do.
         seed: Of the draw. The global random state is left alone.
 
     Raises:
@@ -80,7 +80,7 @@ def check_records(
     if sample is not None and sample < total:
         positions = np.sort(np.random.default_rng(seed).choice(total, size=sample, replace=False))
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(positions) >= _WORTH_WORKERS else 0
+        workers = min(len(os.sched_getaffinity(0)), len(positions) // _PER_WORKER)
     loader = DataLoader(
         _Inspection(dataset, positions),
         batch_size=min(64, max(1, len(positions) // 100)),
