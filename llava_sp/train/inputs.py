@@ -1,11 +1,20 @@
 """Whether everything a run reads is there, told in one message before anything slow."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 
+from llava_sp.data.check import check_records
+from llava_sp.data.dataset import ConversationDataset
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+CHECKED_SAMPLES = 1000
+"""Samples that are looked at before every training."""
 
 LLAVA_IMAGES = {
     "coco/train2017": "http://images.cocodataset.org/zips/train2017.zip",
@@ -108,5 +117,19 @@ def _source(path: str) -> str:
     return ""
 
 
-def check_training_data(run: Any, processor: Any) -> None:
-    """TODO."""
+def check_data(dataset: ConversationDataset, extent: str) -> None:
+    """Looks for samples that would stop the training or teach nothing; shows a progress bar.
+
+    Args:
+        dataset: What the training will read.
+        extent: `sample` for a thousand samples at random, `full` for all of them, `off` for none.
+
+    Raises:
+        UserError: Some samples cannot be used; the message counts each kind of problem and names the first ones.
+    """
+    if extent == "off":
+        return
+    report = check_records(dataset, None if extent == "full" else CHECKED_SAMPLES)
+    if not report.ok:
+        raise UserError(f"The data {dataset.records.path} cannot be trained on. {report}")
+    logger.log(logging.WARNING if report.counts else logging.INFO, "%s", report)

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import transformers
 from torch import nn
 
@@ -13,10 +12,10 @@ from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import assembly, checkpoint, report
 from llava_sp.train.callbacks import RunCallback
 from llava_sp.train.command_line import RunArguments, build_arguments, collect, complete
-from llava_sp.train.inputs import check_inputs, check_training_data
+from llava_sp.train.inputs import check_data, check_inputs
 from llava_sp.train.preflight import check_trainables
 from llava_sp.train.provenance import describe
-from llava_sp.train.runtime import is_main, prepare_process
+from llava_sp.train.runtime import is_main, on_first_rank, prepare_process
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.console import out
 from llava_sp.utils.files import write_json
@@ -60,10 +59,12 @@ def train(argv: list[str], *, ranks: int) -> None:
 
 def enter_folder(folder: Path, run: RunArguments) -> Path | None:
     """Makes the output folder this run's own; returns the checkpoint to continue from, if there is one."""
-    if is_main():
+
+    def claim() -> None:
         checkpoint.claim_folder(folder, checkpoint.run_identity(run))
         checkpoint.remove_unfinished(folder)
-    wait_for_all()
+
+    on_first_rank(claim)
     resume = checkpoint.find_resume(
         run.training.resume_from_checkpoint,
         folder,
@@ -79,9 +80,8 @@ def make_trainer(
     model: nn.Module, processor: LlavaSPProcessor, run: RunArguments
 ) -> tuple[LlavaSPTrainer, RunCallback]:
     """Opens and checks the data, and puts the trainer together."""
-    if is_main():
-        check_training_data(run, processor)
-    wait_for_all()
+    dataset = assembly.make_dataset(run.data.data_path, run, processor)
+    on_first_rank(lambda: check_data(dataset, run.data.check_data))
     held_out = run.data.eval_data_path
     trainer = LlavaSPTrainer(
         model=model,
@@ -89,7 +89,7 @@ def make_trainer(
         processor=processor,
         stage=run.model.stage,
         details=describe(run),
-        train_dataset=assembly.make_dataset(run.data.data_path, run, processor),
+        train_dataset=dataset,
         eval_dataset=assembly.make_dataset(held_out, run, processor) if held_out else None,
         data_collator=Collator(processor.tokenizer.pad_token_id),
     )
@@ -114,9 +114,3 @@ def finish(trainer: LlavaSPTrainer, folder: Path, metrics: dict[str, Any], *, st
         metrics = {"steps": step, **{name: value for name, value in metrics.items() if math.isfinite(value)}}
         write_json(folder / checkpoint.METRICS_NAME, metrics)
         report.print_result(folder, trainer.stage, metrics)
-
-
-def wait_for_all() -> None:
-    """Waits until every rank is here."""
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()

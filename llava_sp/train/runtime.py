@@ -19,10 +19,48 @@ logger = get_logger(__name__)
 
 
 class RankError(UserError):
-    """What a user can mend, met by one rank alone (a broken image in its batch): that rank reports it.
+    """What a user can mend, met by one rank alone, which reports it.
 
     Any other `UserError` is met by all ranks alike, and the first one reports it.
     """
+
+
+def agree(error: UserError | None) -> None:
+    """Raises on all ranks if some rank met an error, so that they stop together and none waits for another.
+
+    Args:
+        error: What this rank met, or None. A collective call.
+
+    Raises:
+        UserError: What the first rank met that met something.
+    """
+    if not in_group():
+        if error is not None:
+            raise error
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    met = torch.tensor(float(error is not None), device=device)
+    dist.all_reduce(met, op=dist.ReduceOp.MAX)
+    if met.item():
+        messages: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, str(error) if error is not None else None)
+        raise UserError(next(message for message in messages if message is not None)) from error
+
+
+def on_first_rank(work: Callable[[], object]) -> None:
+    """Does something on the first rank while the others wait; an error that a user can mend is raised on all ranks."""
+    error = None
+    if is_main():
+        try:
+            work()
+        except UserError as caught:
+            error = caught
+    agree(error)
+
+
+def in_group() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
@@ -60,8 +98,7 @@ def leave(code: int) -> None:
     On the CPU, the threads of gloo can abort a process while the interpreter shuts down, after all work is done. With
     several ranks the process therefore leaves at once when everything is flushed.
     """
-    distributed = dist.is_available() and dist.is_initialized()
-    if distributed and code == 0:
+    if in_group() and code == 0:
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()

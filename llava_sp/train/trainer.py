@@ -1,8 +1,10 @@
 """Hugging Face's Trainer, with what LLaVA-SP needs of its own: order, learning rates, checks, and what is saved."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from llava_sp.train import checkpoint as checkpointing
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.metrics import FlopCounter, Meter
 from llava_sp.train.optimizer import parameter_groups
-from llava_sp.train.runtime import RankError
+from llava_sp.train.runtime import RankError, agree
 from llava_sp.utils.errors import UserError
 
 
@@ -100,13 +102,14 @@ class LlavaSPTrainer(Trainer):
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Takes the micro-batches of one optimizer step and counts what they hold."""
+        batches: list[dict[str, Any]] = []
+        broken = None
         try:
-            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        except UserError as error:
-            # A worker process sends its traceback along; its last line is the message.
-            raise RankError(
-                str(error).strip().split("\n")[-1].removeprefix("llava_sp.utils.errors.UserError: ")
-            ) from None
+            batches.extend(islice(epoch_iterator, num_batches))
+        except (UserError, RuntimeError) as error:
+            broken = user_error(error)
+        agree(broken)
+        batches, items = super().get_batch_samples(iter(batches), num_batches, device)
         for batch in batches:
             self.meter.count(batch, self.floating_point_ops(batch))
         self.meter.steps += 1
@@ -133,22 +136,14 @@ class LlavaSPTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _stop_unless_finite(self, loss: torch.Tensor, sample_ids: list[str]) -> None:
-        """All ranks learn of it, so that they stop together and none waits for another."""
-        bad = (~torch.isfinite(loss)).float()
-        worst = bad.clone()
-        if self.args.world_size > 1:
-            dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-        if not worst.item():
-            return
-        concerned = [sample_ids if bad.item() else []]
-        if self.args.world_size > 1:
-            concerned = [[] for _ in range(self.args.world_size)]
-            dist.all_gather_object(concerned, sample_ids if bad.item() else [])
-        names = ", ".join(name for ids in concerned for name in ids)
-        raise UserError(
-            f"The loss is not finite in step {self.state.global_step + 1}; stopped before the update. The samples of "
-            f"the micro-batch: {names}. Look at them, or lower the learning rate; {self._last_checkpoint()}"
-        )
+        error = None
+        if not torch.isfinite(loss):
+            error = UserError(
+                f"The loss is not finite in step {self.state.global_step + 1}; stopped before the update. The samples "
+                f"of the micro-batch: {', '.join(sample_ids)}. Look at them, or lower the learning rate; "
+                f"{self._last_checkpoint()}"
+            )
+        agree(error)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -162,6 +157,13 @@ class LlavaSPTrainer(Trainer):
     def _last_checkpoint(self) -> str:
         found = checkpointing.checkpoints(Path(self.args.output_dir))
         return f"the last checkpoint is {found[-1]}." if found else "there is no checkpoint yet."
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates on the held-out data."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except (UserError, RuntimeError) as error:
+            raise RankError(str(user_error(error))) from None
 
     # ---- log ----
 
@@ -216,6 +218,20 @@ class LlavaSPTrainer(Trainer):
         """Waits until every rank is here."""
         if self.args.world_size > 1:
             dist.barrier()
+
+
+def user_error(error: Exception) -> UserError:
+    """Returns what a user can mend; a worker process sends it at the end of its traceback.
+
+    Raises:
+        Exception: `error` itself, if it is of another kind.
+    """
+    *_, last = re.split(r"^llava_sp\.[\w.]*Error: ", str(error), flags=re.MULTILINE)
+    if last != str(error):
+        return UserError(last.strip())
+    if isinstance(error, UserError):
+        return error
+    raise error
 
 
 def _forget_frozen(module: nn.Module, incompatible: Any) -> None:

@@ -1,0 +1,223 @@
+"""Both stages on two ranks under ZeRO-2, as a user starts them: exact resumption, self-contained checkpoints, no hang.
+
+The runs are real: torchrun, DeepSpeed, gloo. They share one folder and are started once for all tests.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava_sp.model import loading
+from llava_sp.model.card import Card
+
+ROOT = Path(__file__).parents[2]
+WORDS = "red blue green seven three two circle square left right above below of the a is there".split()
+
+SHARED = """
+--use_cpu --deepspeed configs/zero2.json --gradient_checkpointing --per_device_train_batch_size 2 --global_batch_size 8
+--num_train_epochs 2 --logging_steps 1 --save_steps 1 --disable_tqdm True --warmup_ratio 0.1 --lr_scheduler_type cosine
+""".split()
+
+
+@dataclass
+class World:
+    """The folders of the test's world."""
+
+    root: Path
+    llm: Path
+    tower: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    def launch(self, *flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+        """Runs a training on so many ranks, as the scripts do."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "llava_sp.train.launch", "--nproc_per_node", str(ranks), *SHARED, *flags]
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    def pretrain(self, output: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        parts = ["--model_name_or_path", str(self.llm), "--vision_tower", str(self.tower), "--sfe_channels", "8"]
+        data = ["--data_path", str(self / "captions.json"), "--image_folder", str(self / "images")]
+        stage = ["--version", "plain", "--tune_mm_mlp_adapter", "True", "--learning_rate", "1e-2"]
+        return self.launch(*parts, *data, *stage, "--output_dir", str(self / output), *flags)
+
+    def tune(self, output: str, *flags: str, data: str = "mix.json") -> subprocess.CompletedProcess[str]:
+        start = ["--init_from", str(self / "pretrain"), "--version", "v1", "--image_aspect_ratio", "pad"]
+        files = ["--data_path", str(self / data), "--image_folder", str(self / "images")]
+        stage = ["--lora_enable", "True", "--lora_r", "4", "--lora_dropout", "0.05", "--learning_rate", "1e-2"]
+        rates = ["--mm_projector_lr", "1e-3"]
+        return self.launch(*start, *files, *stage, *rates, "--output_dir", str(self / output), *flags)
+
+
+def make_data(world: World) -> None:
+    """Captions with an image each, and a mix of questions of which every third has none."""
+    generator = random.Random(0)  # noqa: S311
+    (world / "images").mkdir()
+    captions, mix = [], []
+    for number in range(20):
+        colour = tuple(generator.randrange(256) for _ in range(3))
+        Image.new("RGB", (60, 40), colour).save(world / "images" / f"{number}.png")
+        text = " ".join(generator.choices(WORDS, k=generator.randrange(2, 12)))
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": text}]
+        captions.append({"id": f"caption{number}", "image": f"{number}.png", "conversations": turns})
+        question = {**captions[-1], "id": f"question{number}"}
+        if number % 3 == 0:
+            del question["image"]
+            question["conversations"] = [{"from": "human", "value": "What is it?"}, turns[1]]
+        mix.append(question)
+    (world / "captions.json").write_text(json.dumps(captions))
+    (world / "mix.json").write_text(json.dumps(mix))
+    broken = [{**record, "image": "gone.png"} if record["id"] == "question17" else record for record in mix]
+    (world / "broken.json").write_text(json.dumps(broken))
+
+
+@pytest.fixture(scope="module")
+def world(tiny_parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Data, and both stages run through without a break."""
+    world = World(tmp_path_factory.mktemp("world"), *tiny_parts)
+    make_data(world)
+    assert_ok(world.pretrain("pretrain"))
+    assert_ok(world.tune("lora"))
+    return world
+
+
+def assert_ok(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run without what depends on the clock."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    timed = ("tokens_per_second", "samples_per_second")
+    return [{name: value for name, value in line.items() if name not in timed} for line in history if "loss" in line]
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's last checkpoint and result: weights, and the optimizer's state of each rank."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("checkpoint-6/*.safetensors")]):
+        found.update({f"{file}:{name}": tensor for name, tensor in load_file(file).items()})
+    for file in sorted(folder.glob("checkpoint-6/global_step6/*optim_states.pt")):
+        _collect(torch.load(file, weights_only=False), file.name, found)
+    return {name.replace(str(folder), ""): tensor for name, tensor in found.items()}
+
+
+def _collect(value: Any, name: str, found: dict[str, torch.Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        found[name] = value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _collect(item, f"{name}.{key}", found)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _collect(item, f"{name}.{number}", found)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "lora"])
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(world: World, stage: str) -> None:
+    """Three steps an epoch, cut after the fourth: in the second epoch, with dropout and mixed modality in stage 2."""
+    start = world.pretrain if stage == "pretrain" else world.tune
+    again = f"{stage}_interrupted"
+    first = start(again, "--stop_after_steps", "4")
+    assert_ok(first)
+    assert "stopped after step 4 of 6" in first.stdout
+    assert not (world / again / "metrics.json").exists()
+    second = start(again)
+    assert_ok(second)
+    assert "checkpoint-4" in second.stdout
+    expected, found = tensors_of(world / stage), tensors_of(world / again)
+    assert set(found) == set(expected)
+    assert sum("optim_states" in name for name in found) > 4  # both ranks, both moments
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not different
+    assert steps_of(world / again) == steps_of(world / stage)
+
+
+def test_every_checkpoint_is_loaded_by_its_path_alone_and_says_what_it_is(world: World) -> None:
+    for stage, name in (("pretrain", "pretrain"), ("finetune_lora", "lora")):
+        for step in range(1, 7):
+            folder = world / name / f"checkpoint-{step}"
+            model, processor = loading.load(folder)
+            card = Card.read(folder / "llava_sp.json")
+            assert card.stage == stage
+            assert card.details["step"] == step
+            assert card.parts["llm"] == str(world.llm)
+            assert processor.conversation_template == ("plain" if stage == "pretrain" else "v1")
+            assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_training_moved_what_it_trains_and_nothing_else(world: World) -> None:
+    start, _ = loading.load(world / "pretrain")
+    tuned, _ = loading.load(world / "lora")
+    before = dict(start.named_parameters())
+    lora_sites = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    for name, parameter in tuned.named_parameters():
+        trained = "multi_modal_projector" in name
+        trained |= "language_model" in name and name.split(".")[-2] in lora_sites
+        assert torch.equal(parameter, before[name]) != trained, name
+
+
+def test_the_log_holds_what_a_plot_needs(world: World) -> None:
+    lines = steps_of(world / "lora")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert line["learning_rate/lora"] == pytest.approx(10 * line["learning_rate/projector"])
+        assert line["supervised_tokens_per_step"] > 0
+        assert line["grad_norm"] > 0
+    metrics = json.loads((world / "lora" / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+
+
+def test_a_run_that_is_complete_is_left_alone(world: World) -> None:
+    before = (world / "lora" / "metrics.json").stat().st_mtime_ns
+    result = world.tune("lora")
+    assert_ok(result)
+    assert "nothing is left to do" in result.stdout
+    assert (world / "lora" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_another_runs_folder_is_refused_by_one_line(world: World) -> None:
+    result = world.tune("lora", "--lora_alpha", "64")
+    assert result.returncode == 2
+    assert result.stderr.count("error:") == 1
+    assert "lora_alpha is 16 there and 64 here" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_diverging_run_stops_on_all_ranks_and_names_the_samples(world: World) -> None:
+    result = world.tune("diverging", "--learning_rate", "1e30", "--mm_projector_lr", "1e30", "--save_strategy", "no")
+    assert result.returncode == 2
+    assert result.stderr.count("error:") == 1
+    assert "not finite in step" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (world / "diverging" / "llava_sp.json").exists()
+
+
+def test_a_missing_image_is_told_by_the_rank_that_meets_it(world: World) -> None:
+    result = world.tune("broken", "--check_data", "off", "--dataloader_num_workers", "1", data="broken.json")
+    assert result.returncode == 2
+    assert "question17" in result.stderr
+    assert "gone.png" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_a_compiler_deepspeed_runs_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = world.pretrain("no_compiler", "--max_steps", "1", "--save_strategy", "no")
+    assert_ok(result)
+    assert "no no-such-compiler to build it with" in result.stderr
+    shutil.rmtree(world / "no_compiler")
