@@ -48,11 +48,11 @@ class LanguageModelRecipe:
     """How the LLM is trained; batches of the kinds, see `TextWorld`, take turns."""
 
     seed: int = 0
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     kinds: tuple[str, ...] = ("sentence", "patches", "sentence", "patches", "repeat", "caption")
     phases: tuple[Phase, ...] = (
-        Phase(3, 4, 3, 900, 16),
+        Phase(3, 4, 3, 1000, 16),
         Phase(5, 6, 3, 600, 16),
         Phase(None, 10, 3, 500, 16),
         Phase(None, 10, 6, 400, 16),
@@ -94,6 +94,20 @@ def llm_config(vocabulary: int) -> LlamaConfig:
     )
 
 
+@torch.no_grad()
+def start_recalling(llm: LlamaForCausalLM) -> None:
+    """Makes a new LLM look for the words that it reads and repeat what it finds; learning that takes long.
+
+    Keys equal queries and each output projection undoes its values' (after "Mimetic Initialization of Self-Attention
+    Layers", arXiv 2305.09828); the head starts as the embedding.
+    """
+    llm.lm_head.weight.copy_(llm.model.embed_tokens.weight)
+    for layer in llm.model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.o_proj.weight.copy_(0.7 * attention.v_proj.weight.T)
+
+
 class TextWorld:
     """Writes texts about scenes.
 
@@ -118,6 +132,8 @@ class TextWorld:
             rendered = get_template("plain").render(turns, self.tokenizer, self.image_id)
         else:
             rendered = self._conversation(training_questions(things, rng, phase.rounds))
+        # Questions tell of the scene too: learning to foresee them teaches far more than the answers alone.
+        rendered = Rendered(rendered.input_ids, rendered.input_ids)
         if kind in ("repeat", "sentence"):
             return self._insert(rendered, self.sentence(things))
         words, weights = self.patches(things, phase.grid)
@@ -155,11 +171,11 @@ class TextWorld:
         """Puts a description where the image's id stands."""
         place = rendered.input_ids.index(self.image_id)
         words, weights = _single(rendered.input_ids)
-        silent = np.full(len(description[0]), IGNORE_INDEX)
+        silent = np.full(place + len(description[0]), IGNORE_INDEX)
         return Sample(
             np.concatenate([words[:place], description[0], words[place + 1 :]]),
             np.concatenate([weights[:place], description[1], weights[place + 1 :]]),
-            np.concatenate([rendered.labels[:place], silent, rendered.labels[place + 1 :]]),
+            np.concatenate([silent, rendered.labels[place + 1 :]]),
         )
 
 
@@ -200,6 +216,7 @@ def train_llm(recipe: LanguageModelRecipe, tokenizer: Any) -> LlamaForCausalLM:
     torch.manual_seed(recipe.seed)
     world = TextWorld(tokenizer)
     model = LlamaForCausalLM(llm_config(world.image_id))
+    start_recalling(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )

@@ -90,13 +90,16 @@ def handwriting(split: str) -> dict[str, NDArray[np.uint8]]:
     return {str(digit): ink[digits[chosen] == digit] for digit in range(10)}
 
 
-def draw(things: tuple[Thing, ...], split: str, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
+def draw(
+    things: tuple[Thing, ...], split: str, rng: np.random.Generator, warp: float = 0.0
+) -> tuple[Image.Image, list[Box]]:
     """Renders a scene with random sizes, positions within the places, tints and handwriting.
 
     Args:
         things: The scene.
         split: Whose handwriting to use.
         rng: The scene's generator.
+        warp: How much to bend the handwriting: 0 for the writers' own, 1 for as much as keeps it legible.
 
     Returns:
         The RGB image of `SIZE` pixels a side, and each thing's box.
@@ -106,7 +109,7 @@ def draw(things: tuple[Thing, ...], split: str, rng: np.random.Generator) -> tup
     image = Image.fromarray((background + noise).clip(0, 255).astype(np.uint8), "RGB")
     boxes = []
     for thing in things:
-        mask = _digit_mask(thing.name, split, rng) if thing.is_digit else _shape_mask(thing.name, rng)
+        mask = _digit_mask(thing.name, split, rng, warp) if thing.is_digit else _shape_mask(thing.name, rng)
         left = thing.column * CELL + int(rng.integers(0, CELL - mask.width + 1))
         top = thing.row * CELL + int(rng.integers(0, CELL - mask.height + 1))
         tint = np.array(COLOURS[thing.colour]) + rng.integers(-20, 21, 3)
@@ -116,11 +119,23 @@ def draw(things: tuple[Thing, ...], split: str, rng: np.random.Generator) -> tup
     return image, boxes
 
 
-def _digit_mask(digit: str, split: str, rng: np.random.Generator) -> Image.Image:
+def _digit_mask(digit: str, split: str, rng: np.random.Generator, warp: float) -> Image.Image:
     """Returns one writer's digit, enlarged: mode "L", the ink's share of each pixel."""
     written = handwriting(split)[digit]
     side = int(rng.integers(20, 24))
-    return Image.fromarray(written[rng.integers(len(written))], "L").resize((side, side), Image.Resampling.BICUBIC)
+    mask = Image.fromarray(written[rng.integers(len(written))], "L").resize((side, side), Image.Resampling.BICUBIC)
+    return _warped(mask, rng, warp) if warp else mask
+
+
+def _warped(mask: Image.Image, rng: np.random.Generator, warp: float) -> Image.Image:
+    """Stretches, slants and turns a square mask about its centre, and makes its strokes thicker or thinner."""
+    matrix = np.eye(2) + warp * rng.uniform(-0.25, 0.25, (2, 2))
+    centre = np.full(2, mask.width / 2)
+    shift = centre - matrix @ centre
+    coefficients = (*matrix[0], shift[0], *matrix[1], shift[1])
+    turned = mask.transform(mask.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+    gamma = np.exp(warp * rng.uniform(-0.6, 0.6))
+    return turned.point([round(255 * (value / 255) ** gamma) for value in range(256)])
 
 
 def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:

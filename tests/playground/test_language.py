@@ -1,0 +1,104 @@
+"""What is said about scenes: right, balanced, without repetition."""
+
+import re
+from collections import Counter
+
+from llava_sp.playground.language import (
+    ROUNDS,
+    TASKS,
+    caption,
+    conversation,
+    held_out_questions,
+    label,
+    patch_words,
+    training_questions,
+)
+from llava_sp.playground.scenes import TRAIN, Thing, generator, sample_scene
+
+SCENE = (
+    Thing("circle", "red", 0, 0),
+    Thing("7", "blue", 0, 2),
+    Thing("4", "red", 1, 1),
+    Thing("circle", "green", 2, 0),
+)
+
+
+def right_answer(text, things):
+    """Answers a question by looking at its words alone, not at the code that asked it."""
+    words = re.findall(r"\w+", text)
+    named = [thing for thing in things if label(thing) in text]
+    if words[0] == "Where":
+        return named[0].place
+    if words[0] == "Is":
+        return "Yes" if named else "No"
+    if words[0] == "How":
+        what = words[2].removesuffix("s")
+        return str(sum(what in (t.name, t.colour) or (what == "digit" and t.is_digit) for t in things))
+    meant = [t for t in things if t.is_digit and (t.place in text or text == f"Which digit is {t.colour}?")]
+    assert len(meant) == 1
+    return meant[0].name
+
+
+def scenes_and_questions(ask, count=100):
+    for index in range(count):
+        rng = generator(0, TRAIN, index)
+        things = sample_scene(rng)
+        yield things, ask(things, rng)
+
+
+def test_training_conversations_ask_ten_different_questions_with_right_answers():
+    for things, questions in scenes_and_questions(training_questions):
+        assert len({question.text for question in questions}) == len(questions) == ROUNDS
+        for question in questions:
+            assert question.answer == right_answer(question.text, things)
+
+
+def test_a_conversation_asks_for_a_thing_once():
+    for things, questions in scenes_and_questions(training_questions):
+        for thing in things:
+            about = [
+                question for question in questions if question.task != "counting" and label(thing) in question.text
+            ]
+            about += [question for question in questions if question.text.endswith(f"at the {thing.place}?")]
+            assert len(about) <= 1
+
+
+def test_existence_is_balanced_and_every_task_is_trained():
+    tasks, existence = Counter(), Counter()
+    for _, questions in scenes_and_questions(training_questions, 400):
+        tasks.update(question.task for question in questions)
+        existence.update(question.answer for question in questions if question.task == "existence")
+    assert set(tasks) == set(TASKS)
+    assert min(tasks.values()) > 400
+    assert 0.45 < existence["Yes"] / existence.total() < 0.55
+
+
+def test_held_out_questions_are_one_of_each_task_with_right_answers():
+    answers = Counter()
+    for things, questions in scenes_and_questions(held_out_questions, 400):
+        assert [question.task for question in questions] == list(TASKS)
+        for question in questions:
+            assert question.answer == right_answer(question.text, things)
+        answers.update(question.answer for question in questions if question.task == "existence")
+    assert 0.43 < answers["Yes"] / answers.total() < 0.57
+
+
+def test_caption():
+    assert caption(SCENE) == "top left red circle, top right blue 7, middle center red 4, bottom left green circle."
+
+
+def test_patch_words_say_what_covers_each_patch():
+    words = patch_words(SCENE, 6)
+    assert len(words) == 36
+    assert words[0] == words[1] == words[6] == words[7] == ("top", "left", "red", "circle")
+    assert words[5] == ("top", "right", "blue", "7")
+    assert words[2] == words[35] == ()
+
+
+def test_conversation_begins_with_what_stands_before_it():
+    questions = training_questions(SCENE, generator(0, TRAIN, 0), rounds=4)
+    turns = conversation(questions, "<image>")
+    assert [turn["from"] for turn in turns] == ["human", "gpt"] * 4
+    assert turns[0]["value"] == f"<image>\n{questions[0].text}"
+    assert turns[2]["value"] == questions[1].text
+    assert turns[7]["value"] == questions[3].answer
