@@ -1,12 +1,15 @@
 """From arguments to the objects of a run: model, processor, datasets."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava_sp.data.conversation import get_template
 from llava_sp.data.dataset import ConversationDataset
@@ -26,6 +29,24 @@ logger = get_logger(__name__)
 
 TRAINED_PARTS = {"pretrain": ("projector",), "finetune": ("projector", "llm"), "finetune_lora": ("projector",)}
 """What each stage trains; LoRA comes on top in the last."""
+
+
+@contextmanager
+def whole_weights(run: RunArguments) -> Iterator[None]:
+    """Keeps transformers from splitting weights among ranks while they load (ZeRO-3).
+
+    Parts are joined to a model first; DeepSpeed splits that when it takes over. Until then each rank holds all of it in
+    the memory of the machine.
+    """
+    config = getattr(run.training, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
 
 
 def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, LlavaSPProcessor]:
@@ -58,13 +79,13 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
         continues_lora = card is not None and card.kind == "adapter" and arguments.stage == "finetune_lora"
         base = (arguments.model_name_or_path or None) if card is not None and card.kind != "full" else None
         model, processor = loading.load(source, base=base, dtype=dtype, merge=not continues_lora)
-    model = choose_trainables(model, arguments)
-    _settle_types(model, run)
+    ready = choose_trainables(model, arguments)
+    _settle_types(ready, run)
     set_conversation(processor, run)
-    return model, processor
+    return ready, processor
 
 
-def choose_trainables(model: nn.Module, arguments: ModelArguments) -> nn.Module:
+def choose_trainables(model: LlavaSPForCausalLM | PeftModel, arguments: ModelArguments) -> nn.Module:
     """Freezes what the stage does not train, and adds LoRA where it is asked for and not there yet."""
     if isinstance(model, PeftModel):
         rank = model.peft_config[model.active_adapter].r

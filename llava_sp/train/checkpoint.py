@@ -138,6 +138,15 @@ def is_complete(folder: Path) -> bool:
     return (folder / METRICS_NAME).is_file()
 
 
+def move_into_place(staging: Path, output: Path, *, keep: int | None) -> None:
+    """Moves a checkpoint that is whole from its staging folder to its place, and removes the oldest beyond `keep`."""
+    for whole in checkpoints(staging):
+        shutil.rmtree(output / whole.name, ignore_errors=True)  # of the same step, from before a resumption
+        whole.rename(output / whole.name)
+    staging.rmdir()
+    remove_surplus(output, keep)
+
+
 def remove_surplus(folder: Path, keep: int | None) -> None:
     """Removes the oldest checkpoints beyond `keep`."""
     found: Sequence[Path] = checkpoints(folder)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.util
 import json
 import os
 import warnings
@@ -22,6 +23,8 @@ from llava_sp.utils.logging import get_logger
 logger = get_logger(__name__)
 
 USAGE = "python -m llava_sp.train [CONFIG.yaml ...] [--name value ...]"
+
+REPORTERS = ("none", "wandb", "tensorboard")
 
 
 @dataclass
@@ -77,8 +80,9 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
     """
     apply_legacy_flags(given)
     _choose_precision(given)
+    given.setdefault("per_device_train_batch_size", TrainArguments.per_device_train_batch_size)
     plan = plan_batch(
-        per_device=given.get("per_device_train_batch_size", TrainArguments.per_device_train_batch_size),
+        per_device=given["per_device_train_batch_size"],
         ranks=ranks,
         global_batch=given.get("global_batch_size"),
         accumulation=given.get("gradient_accumulation_steps"),
@@ -91,6 +95,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         raise UserError(f"--deepspeed: the file {given['deepspeed']} does not exist; see configs/zero2.json.")
     if given.get("load_best_model_at_end"):
         raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
+    _check_reporters(given)
     _complete_evaluation(given)
     if given.get("gradient_checkpointing"):
         # The reentrant form finds no input that requires a gradient where embeddings and tower are frozen.
@@ -199,3 +204,14 @@ def _complete_evaluation(given: dict[str, Any]) -> None:
         given.setdefault("eval_steps", 0.1)
     elif strategy != "no" and not given.get("eval_data_path"):
         raise UserError("eval_strategy is set, but there is no --eval_data_path to evaluate on.")
+
+
+def _check_reporters(given: dict[str, Any]) -> None:
+    """Where metrics go besides the run's own log: nowhere, or to loggers that are installed."""
+    reporters = given.get("report_to", "none").split(",")
+    for reporter in reporters:
+        if reporter not in REPORTERS:
+            raise UserError(f"--report_to {reporter}: choose among {', '.join(REPORTERS)}, separated by commas.")
+        if reporter != "none" and importlib.util.find_spec(reporter) is None:
+            raise UserError(f"--report_to {reporter}: it is not installed; pip install 'llava-sp[{reporter}]'.")
+    given["report_to"] = reporters

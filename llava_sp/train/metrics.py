@@ -1,7 +1,8 @@
 """What a step cost and how fast it went: tokens, padding, floating-point operations, and their share of the peak."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,6 +101,13 @@ class Meter:
         self._sums = torch.zeros(5, dtype=torch.float64)
         self.steps = 0
         self._started = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock for what is no training step: saving, evaluating."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
 
     def count(self, batch: dict[str, Any], flops: float) -> None:
         """Adds one micro-batch: ids and labels [B, L], mask [B, L]."""

@@ -10,6 +10,9 @@ from llava_sp.train.command_line import RunArguments
 
 PATHS_OF_THIS_MACHINE = ("output_dir", "local_rank", "deepspeed")
 
+MIRRORS = ("activation_checkpointing", "activation_checkpointing_kwargs")
+"""Other names of `gradient_checkpointing`, which newer versions of transformers fill in."""
+
 
 def describe(run: RunArguments) -> dict[str, Any]:
     """Returns the arguments that were chosen, the batch, and the state of the code."""
@@ -26,7 +29,7 @@ def chosen_arguments(run: RunArguments) -> list[tuple[str, Any]]:
     chosen = []
     for source in (run.model, run.data, run.training):
         for item in fields(source):
-            if not item.init or item.name.endswith("_token"):
+            if not item.init or item.name.endswith("_token") or item.name in MIRRORS:
                 continue
             value = getattr(source, item.name)
             value = getattr(value, "value", value)  # of an enumeration

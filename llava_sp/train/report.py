@@ -86,7 +86,9 @@ def memory_estimate(model: nn.Module, run: RunArguments) -> dict[str, float]:
 def format_memory(estimate: dict[str, float], run: RunArguments) -> str:
     """Returns the estimate as a table."""
     stage = zero_stage(run.training.deepspeed)
-    head = f"memory per rank (estimate; {run.batch_plan.ranks} rank(s), " + (f"ZeRO-{stage})" if stage else "no ZeRO)")
+    half = "bf16" if run.training.bf16 else "fp16" if run.training.fp16 else "fp32 (--bf16 True shows that of a GPU)"
+    zero = f"ZeRO-{stage}" if stage else "no ZeRO"
+    head = f"memory per rank (estimate; {run.batch_plan.ranks} rank(s), {zero}, {half})"
     lines = [head, *(f"  {name:<18}{size / GIB:>10.2f} GiB" for name, size in estimate.items())]
     lines.append(f"  {'sum':<18}{sum(estimate.values()) / GIB:>10.2f} GiB")
     return "\n".join(lines)

@@ -37,7 +37,8 @@ def train(argv: list[str], *, ranks: int) -> None:
     prepare_process(deepspeed=bool(given.get("deepspeed")), use_cpu=given.get("use_cpu", False))
     run = build_arguments(given, plan)
     if run.training.dry_run:
-        model, processor = assembly.plan_model(run)
+        with assembly.whole_weights(run):
+            model, processor = assembly.plan_model(run)
         report.print_dry_run(model, processor, assembly.make_dataset(run.data.data_path, run, processor), run)
         return
 
@@ -48,7 +49,8 @@ def train(argv: list[str], *, ranks: int) -> None:
             out(f"{folder} holds the complete result of this very run; nothing is left to do.")
         return
     transformers.set_seed(run.training.seed)
-    model, processor = assembly.load_model(run, resume)
+    with assembly.whole_weights(run):
+        model, processor = assembly.load_model(run, resume)
     check_trainables(model)
     if is_main():
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")

@@ -6,11 +6,13 @@ import shutil
 import socket
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import transformers
 
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger, setup_logging
@@ -79,6 +81,8 @@ def training_command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         setup_logging()
+        # What libraries will rename in versions to come is no news for whoever trains.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|accelerate)\b")
         try:
             main()
         except UserError as error:
@@ -120,6 +124,10 @@ def prepare_process(*, deepspeed: bool, use_cpu: bool) -> None:
             "'python -m llava_sp.train.launch' in place of 'python -m llava_sp.train', or choose one GPU by "
             "CUDA_VISIBLE_DEVICES=0."
         )
+    if not is_main():
+        transformers.utils.logging.disable_progress_bar()
+    if use_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     if deepspeed:
         _prepare_deepspeed(use_cpu)
 
@@ -127,7 +135,6 @@ def prepare_process(*, deepspeed: bool, use_cpu: bool) -> None:
 def _prepare_deepspeed(use_cpu: bool) -> None:
     # DeepSpeed looks for ninja on the PATH; it lies beside the interpreter also where the environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1" if use_cpu else "0")
     try:
         import deepspeed
     except ImportError:

@@ -1,7 +1,6 @@
 """Hugging Face's Trainer, with what LLaVA-SP needs of its own: order, learning rates, checks, and what is saved."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -37,6 +36,7 @@ class LlavaSPTrainer(Trainer):
     """
 
     args: TrainArguments
+    optimizer: Any
 
     def __init__(
         self,
@@ -161,7 +161,8 @@ class LlavaSPTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates on the held-out data."""
         try:
-            return super().evaluate(*args, **kwargs)
+            with self.meter.paused():
+                return super().evaluate(*args, **kwargs)
         except (UserError, RuntimeError) as error:
             raise RankError(str(user_error(error))) from None
 
@@ -194,18 +195,15 @@ class LlavaSPTrainer(Trainer):
         """Saves into a folder of its own and moves it to its place when all ranks are through."""
         output = Path(self.args.output_dir)
         self._staging = output / checkpointing.STAGING
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            staging, self._staging = self._staging, None
-        self.wait_for_all()
-        if self.args.should_save:
-            for whole in checkpointing.checkpoints(staging):
-                shutil.rmtree(output / whole.name, ignore_errors=True)
-                whole.rename(output / whole.name)
-            staging.rmdir()
-            checkpointing.remove_surplus(output, self.args.save_total_limit)
-        self.wait_for_all()
+        with self.meter.paused():
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                staging, self._staging = self._staging, None
+            self.wait_for_all()
+            if self.args.should_save:
+                checkpointing.move_into_place(staging, output, keep=self.args.save_total_limit)
+            self.wait_for_all()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to do: a run that continues builds its model from the checkpoint in the first place."""

@@ -67,8 +67,8 @@ def test_every_llava_lora_flag_is_understood() -> None:
 def test_every_shipped_yaml_is_understood(path: Path) -> None:
     given = collect([str(path), "--output_dir", "out"])
     given.pop("deepspeed", None)
-    assert complete(given, ranks=2).global_batch > 0
-    build_arguments(given, complete(given, ranks=2))
+    run = build_arguments(given, complete(given, ranks=2))
+    assert run.batch_plan.ranks == 2
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune_lora", "finetune"])
@@ -166,6 +166,7 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--evaluation_strategy steps", "eval_data_path"),
         ("--load_best_model_at_end", "load_best_model_at_end"),
         ("--deepspeed nowhere.json", "nowhere.json"),
+        ("--report_to carrier_pigeon", "carrier_pigeon: choose among none, wandb, tensorboard"),
         ("--save_strategy sometimes", "sometimes"),
         ("--dataloader_prefetch_factor 2 --dataloader_num_workers 0", "prefetch_factor"),
     ],

@@ -1,0 +1,141 @@
+"""Whole runs in one process: resumption, the output folder, held-out data, the dry run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava_sp.train.run import train
+from llava_sp.utils.errors import UserError
+
+Parts = tuple[Path, Path]
+
+
+@pytest.fixture
+def flags(tiny_parts: Parts, tmp_path: Path) -> list[str]:
+    """A short stage 1 run of two epochs of three steps, an output folder yet to be given."""
+    records = []
+    for number in range(6):
+        Image.new("RGB", (20, 30), (40 * number, 0, 90)).save(tmp_path / f"{number}.png")
+        turns = [
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": f"number {number} " * number + "."},
+        ]
+        records.append({"id": f"record{number}", "image": f"{number}.png", "conversations": turns})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    llm, tower = map(str, tiny_parts)
+    return [
+        *("--model_name_or_path", llm, "--vision_tower", tower, "--data_path", str(tmp_path / "data.json")),
+        *(
+            "--image_folder",
+            str(tmp_path),
+            "--use_cpu",
+            "--version",
+            "plain",
+            "--tune_mm_mlp_adapter",
+            "--sfe_channels",
+        ),
+        *("8", "--per_device_train_batch_size", "2", "--num_train_epochs", "2", "--save_steps", "1", "--learning_rate"),
+        *("1e-2", "--logging_steps", "1", "--disable_tqdm", "True"),
+    ]
+
+
+def test_every_cut_of_a_run_ends_with_the_same_bits(flags: list[str], tmp_path: Path) -> None:
+    def result(folder: Path) -> tuple[dict, dict]:
+        state = torch.load(folder / "checkpoint-6" / "optimizer.pt")["state"]
+        moments = {f"{key}.{name}": value for key, entry in state.items() for name, value in entry.items()}
+        return load_file(folder / "projector.safetensors"), moments
+
+    train([*flags, "--output_dir", str(tmp_path / "whole")], ranks=1)
+    expected = result(tmp_path / "whole")
+    for cut in (1, 3, 5):
+        output = ["--output_dir", str(tmp_path / f"cut{cut}")]
+        train([*flags, *output, "--stop_after_steps", str(cut)], ranks=1)
+        train([*flags, *output], ranks=1)
+        for found, wanted in zip(result(tmp_path / f"cut{cut}"), expected, strict=True):
+            assert set(found) == set(wanted)
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_run_may_be_continued_from_an_earlier_checkpoint(flags: list[str], tmp_path: Path) -> None:
+    output = ["--output_dir", str(tmp_path / "out")]
+    train([*flags, *output, "--stop_after_steps", "4"], ranks=1)
+    train([*flags, *output, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-2")], ranks=1)
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_runs_folder_is_refused(flags: list[str], tmp_path: Path) -> None:
+    output = ["--output_dir", str(tmp_path / "out")]
+    train([*flags, *output, "--stop_after_steps", "1"], ranks=1)
+    with pytest.raises(UserError, match=r"learning_rate is 0\.01 there and 0\.5 here"):
+        train([*flags, *output, "--learning_rate", "0.5"], ranks=1)
+    (tmp_path / "data.json").write_text((tmp_path / "data.json").read_text().replace("number", "figure "))
+    with pytest.raises(UserError, match="holds another run's files: data is"):
+        train([*flags, *output], ranks=1)
+
+
+def test_held_out_loss_is_logged(flags: list[str], tmp_path: Path) -> None:
+    data = str(tmp_path / "data.json")
+    train([*flags, "--output_dir", str(tmp_path / "out"), "--eval_data_path", data, "--eval_steps", "3"], ranks=1)
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    losses = {line["step"]: line["eval_loss"] for line in history if "eval_loss" in line}
+    assert set(losses) == {3, 6}
+    assert losses[6] < losses[3]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval_loss"] == pytest.approx(losses[6])
+
+
+def test_tensorboard_gets_the_log_where_it_is_asked_for(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    train([*flags, "--output_dir", str(tmp_path / "out"), "--report_to", "tensorboard"], ranks=1)
+    assert list((tmp_path / "board").glob("events*"))
+
+
+@pytest.mark.parametrize("extent", ["sample", "full"])
+def test_bad_data_is_told_before_the_first_step(flags: list[str], tmp_path: Path, extent: str) -> None:
+    (tmp_path / "3.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"(?s)cannot be trained on.*cannot be decoded.*record3"):
+        train([*flags, "--output_dir", str(tmp_path / "out"), "--check_data", extent], ranks=1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json"]
+
+
+def test_a_broken_image_met_in_training_is_named(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "3.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"record3.*3\.png") as error:
+        train([*flags, "--output_dir", str(tmp_path / "out"), "--check_data", "off"], ranks=1)
+    assert "\n" not in str(error.value)
+
+
+def test_the_dry_run_shows_the_plan_and_writes_nothing(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dry = [*flags, "--output_dir", str(tmp_path / "out"), "--dry_run", "--global_batch_size", "32"]
+    train(dry, ranks=4)
+    plain = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    for part in (
+        "learning_rate: 0.01",
+        "32 samples per step = 2 per device x 4 accumulation x 4 ranks",
+        "spatial.output.weight",
+        "optimizer states",
+        "estimate",
+        "<image>x150[.",  # one of the captions' tokens is in brackets: the loss is on it
+    ):
+        assert part in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    train(dry, ranks=4)
+    assert "\033[36m<image>x150\033[0m\033[1;32m" in capsys.readouterr().out
+
+
+def test_a_logger_that_is_not_installed_is_named(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError, match=r"--report_to wandb.*pip install"):
+        train([*flags, "--output_dir", str(tmp_path / "out"), "--report_to", "wandb"], ranks=1)
