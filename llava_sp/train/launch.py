@@ -4,7 +4,10 @@ What a user can get wrong is checked here, once, before the ranks start.
 """
 
 import argparse
+import logging
 import os
+import shutil
+import signal
 import sys
 
 import torch
@@ -81,14 +84,19 @@ def run_torchrun(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    # On the CPU, ranks that all take every core slow each other down; torchrun's own default is one thread.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn when data workers are forked
+    # The rank that failed has said what went wrong; torchrun's report of that would bury it.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
-        main([*arguments])
+        main(arguments)
     except ChildFailedError as error:
-        # The rank has said what went wrong; torchrun's report of it would bury that.
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code  # a signal, as a shell reports it
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise UserError(
+                f"Rank {rank} was ended by {signal.Signals(-failure.exitcode).name} from outside. If memory ran out, "
+                "lower --per_device_train_batch_size; the same command continues from the last checkpoint."
+            ) from None
+        return failure.exitcode
     return 0
 
 
@@ -98,6 +106,10 @@ def main() -> None:
     setup_logging()
     flags, rest = read_launcher_flags(sys.argv[1:])
     if flags.hostfile:
+        if shutil.which("deepspeed") is None:
+            raise UserError(
+                "--hostfile needs DeepSpeed's launcher: pip install 'llava-sp[train]'."
+            )
         # DeepSpeed's launcher reads the hostfile, counts its GPUs, and starts the ranks over ssh.
         os.execvp("deepspeed", ["deepspeed", "--hostfile", flags.hostfile, "--module", "llava_sp.train", *rest])  # noqa: S606, S607
     given = collect(rest)
