@@ -14,9 +14,8 @@ from llava_sp.playground.language_model import GRID, TextWorld, embed
 from llava_sp.playground.scenes import HELD_OUT, TRAIN, generator, sample_scene
 from llava_sp.playground.tower import board_features
 
-LLM_GATE = 0.95  # of every task, from a perfect description
-DIGIT_GATE = 0.93
-LOOKS_GATE = 0.98  # of colours and of shapes
+LLM_GATE = 0.95  # of every task, from a sentence that says all
+TOWER_GATES = {"digit": 0.93, "shape": 0.98, "colour": 0.98}
 _SEED = 1  # of the scenes; training has its own
 _BATCH = 50
 

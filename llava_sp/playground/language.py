@@ -11,6 +11,8 @@ ROUNDS = 10  # questions in a training conversation
 
 Turn = dict[str, str]
 
+_SMALL_WORDS = {"is", "the", "at", "are", "there", "a", "many"}
+
 
 @dataclass(frozen=True)
 class Question:
@@ -134,6 +136,12 @@ def held_out_questions(things: tuple[Thing, ...], rng: np.random.Generator) -> l
         *ask_counting(things, 1, rng),
         *(ask_existence(present, "Yes") if rng.random() < 0.5 else ask_existence(absent(things, 1, rng), "No")),
     ]
+
+
+def notes(questions: list[Question]) -> str:
+    """Puts questions and answers in few words: "Where red circle top left. How circles 1. ..."."""
+    lines = (" ".join(word for word in q.text[:-1].split() if word not in _SMALL_WORDS) for q in questions)
+    return " ".join(f"{line} {question.answer}." for line, question in zip(lines, questions, strict=True))
 
 
 def conversation(questions: list[Question], before: str) -> list[Turn]:

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_sp.data.conversation import Rendered, get_template
-from llava_sp.playground.language import Question, caption, conversation, patch_words, training_questions
+from llava_sp.playground.language import ROUNDS, Question, caption, conversation, notes, patch_words, training_questions
 from llava_sp.playground.scenes import Thing, sample_scene
 
 GRID = 12  # patches a side of the vision tower
@@ -26,18 +26,18 @@ BAG = 4  # words that describe a patch
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: few things, questions and patches are easier to learn from, and quicker.
+    """A part of the training: short texts about few things are easier to learn from, and quicker.
 
     Attributes:
+        layouts: What follows the descriptions, see `TextWorld`; the batches take turns.
         most_things: Upper bound of the number of things in a scene (2 is the lower); None for scenes as they come.
-        rounds: Questions in a conversation.
         grid: Patches a side of descriptions by patch.
         steps: Number of optimizer steps.
         batch_size: Samples a step.
     """
 
+    layouts: tuple[str, ...]
     most_things: int | None
-    rounds: int
     grid: int
     steps: int
     batch_size: int
@@ -45,18 +45,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class LanguageModelRecipe:
-    """How the LLM is trained; batches of the kinds, see `TextWorld`, take turns."""
+    """How the LLM is trained."""
 
     seed: int = 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    kinds: tuple[str, ...] = ("sentence", "patches", "sentence", "patches", "repeat", "caption")
     phases: tuple[Phase, ...] = (
-        Phase(3, 4, 3, 1000, 16),
-        Phase(5, 6, 3, 600, 16),
-        Phase(None, 10, 3, 500, 16),
-        Phase(None, 10, 6, 400, 16),
-        Phase(None, 10, GRID, 600, 8),
+        Phase(("notes",), 3, 3, 1000, 32),
+        Phase(("notes", "caption"), 5, 3, 600, 32),
+        Phase(("conversation", "notes", "caption"), None, 3, 900, 16),
+        Phase(("conversation",), None, 6, 500, 16),
+        Phase(("conversation", "conversation", "caption"), None, GRID, 700, 8),
     )
 
 
@@ -111,8 +110,9 @@ def start_recalling(llm: LlamaForCausalLM) -> None:
 class TextWorld:
     """Writes texts about scenes.
 
-    Kinds: "sentence" and "patches" are conversations about a description by sentence or by patch; "repeat" and
-    "caption" are the caption after such a description, in the layout of stage 1.
+    A description, by sentence or by patch, is followed by a conversation about it in the layout of stage 2, by its
+    caption in the layout of stage 1, or by notes: the conversation in few words. A conversation teaches its answers
+    alone; notes teach questions too, which tell of the scene as well and are far more to learn from.
 
     Args:
         tokenizer: The tokenizer from `llava_sp.model.parts.load_tokenizer`.
@@ -123,25 +123,17 @@ class TextWorld:
         self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.vocabulary = tokenizer.get_vocab()
 
-    def sample(self, kind: str, phase: Phase, rng: np.random.Generator) -> Sample:
-        """Writes one training sample of a kind about a random scene."""
+    def sample(self, layout: str, by_patch: bool, phase: Phase, rng: np.random.Generator) -> Sample:
+        """Writes one training sample about a random scene."""
         count = int(rng.integers(2, phase.most_things + 1)) if phase.most_things else None
         things = sample_scene(rng, count)
-        if kind in ("repeat", "caption"):
-            turns = [{"from": "human", "value": IMAGE_TOKEN}, {"from": "gpt", "value": caption(things)}]
-            rendered = get_template("plain").render(turns, self.tokenizer, self.image_id)
-        else:
-            rendered = self._conversation(training_questions(things, rng, phase.rounds))
-        # Questions tell of the scene too: learning to foresee them teaches far more than the answers alone.
-        rendered = Rendered(rendered.input_ids, rendered.input_ids)
-        if kind in ("repeat", "sentence"):
-            return self._insert(rendered, self.sentence(things))
-        words, weights = self.patches(things, phase.grid)
-        weights *= rng.uniform(0.4, 1.6, weights.shape).astype(np.float32)  # a patch shows this more clearly than that
-        if phase.grid > 3:  # more than one patch for a thing: some of them show none of it
-            hidden = rng.random(len(words)) < 0.3
-            words[hidden], weights[hidden] = _single([self._word_id(".")])
-        return self._insert(rendered, (words, weights))
+        questions = training_questions(things, rng, ROUNDS if count is None else 2 * count)
+        description = self._faded(things, phase.grid, rng) if by_patch else self.sentence(things)
+        if layout == "conversation":
+            return self._insert(self._conversation(questions), description)
+        answer = caption(things) if layout == "caption" else notes(questions)
+        turns = [{"from": "human", "value": IMAGE_TOKEN}, {"from": "gpt", "value": answer}]
+        return self._insert(get_template("plain").render(turns, self.tokenizer, self.image_id), description)
 
     def question(self, question: Question, description: Bags) -> Sample:
         """Writes one question about a described scene, with its answer as labels."""
@@ -160,6 +152,15 @@ class TextWorld:
                 weights[patch] = 1.0
         return words, weights
 
+    def _faded(self, things: tuple[Thing, ...], grid: int, rng: np.random.Generator) -> Bags:
+        """Describes a scene by patch as a tower might see it: one word more clearly than another."""
+        words, weights = self.patches(things, grid)
+        weights *= rng.uniform(0.4, 1.6, weights.shape).astype(np.float32)
+        if grid > 3:  # more than one patch for a thing: some of them show none of it
+            hidden = rng.random(len(words)) < 0.3
+            words[hidden], weights[hidden] = _single([self._word_id(".")])
+        return words, weights
+
     def _word_id(self, word: str) -> int:
         """Returns a word's token as it stands in a sentence; digits and full stops are tokens without a space."""
         return self.vocabulary[word if word == "." or word.isdigit() else f"▁{word}"]
@@ -171,11 +172,11 @@ class TextWorld:
         """Puts a description where the image's id stands."""
         place = rendered.input_ids.index(self.image_id)
         words, weights = _single(rendered.input_ids)
-        silent = np.full(place + len(description[0]), IGNORE_INDEX)
+        silent = np.full(len(description[0]), IGNORE_INDEX)
         return Sample(
             np.concatenate([words[:place], description[0], words[place + 1 :]]),
             np.concatenate([weights[:place], description[1], weights[place + 1 :]]),
-            np.concatenate([silent, rendered.labels[place + 1 :]]),
+            np.concatenate([rendered.labels[:place], silent, rendered.labels[place + 1 :]]),
         )
 
 
@@ -226,8 +227,8 @@ def train_llm(recipe: LanguageModelRecipe, tokenizer: Any) -> LlamaForCausalLM:
     with tqdm(total=steps, desc="language model", unit="step") as progress:
         for phase in recipe.phases:
             for step in range(phase.steps):
-                kind = recipe.kinds[step % len(recipe.kinds)]
-                samples = [world.sample(kind, phase, rng) for _ in range(phase.batch_size)]
+                layout, by_patch = phase.layouts[step // 2 % len(phase.layouts)], bool(step % 2)
+                samples = [world.sample(layout, by_patch, phase, rng) for _ in range(phase.batch_size)]
                 with torch.autocast("cpu", torch.bfloat16):
                     embeddings, labels = embed(model, samples)
                     loss = model(inputs_embeds=embeddings, labels=labels).loss
@@ -236,7 +237,7 @@ def train_llm(recipe: LanguageModelRecipe, tokenizer: Any) -> LlamaForCausalLM:
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
-                progress.set_postfix_str(f"{kind} {loss.item():.3f}")
+                progress.set_postfix_str(f"{layout} {loss.item():.3f}")
                 progress.update()
     return model.eval()
 

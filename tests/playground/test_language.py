@@ -10,6 +10,7 @@ from llava_sp.playground.language import (
     conversation,
     held_out_questions,
     label,
+    notes,
     patch_words,
     training_questions,
 )
@@ -102,3 +103,12 @@ def test_conversation_begins_with_what_stands_before_it():
     assert turns[0]["value"] == f"<image>\n{questions[0].text}"
     assert turns[2]["value"] == questions[1].text
     assert turns[7]["value"] == questions[3].answer
+
+
+def test_notes_keep_what_matters():
+    questions = training_questions(SCENE, generator(0, TRAIN, 0), rounds=4)
+    text = notes(questions)
+    assert text.count(".") == 4
+    for question, line in zip(questions, text.split(". "), strict=True):
+        assert line.removesuffix(".").endswith(question.answer)
+        assert set(line.removesuffix(".").split()) <= set(re.findall(r"\w+", f"{question.text} {question.answer}"))
