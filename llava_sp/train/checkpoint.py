@@ -23,6 +23,12 @@ METRICS_NAME = "metrics.json"
 STAGING = ".saving"
 """A checkpoint grows below this folder and moves to its place when it is whole."""
 
+RESULTS = ("checkpoint-*", "*.safetensors", "*.bin", "*.json", "*.pt", "*.pth")
+"""What would be overwritten or mistaken for this run's. Other files, such as a log, are left alone."""
+
+DRY_SAVE = ".dry_save"
+"""Where saving is tried before the first step."""
+
 IDENTITY = (
     *("stage", "model_name_or_path", "vision_tower", "variant", "version", *SPATIAL_FIELDS, "mm_vision_select_layer"),
     *("lora_r", "lora_alpha", "lora_dropout", "image_aspect_ratio", "model_max_length", "group_by_modality_length"),
@@ -55,7 +61,7 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
     """Makes an output folder this run's own, or sees that it is.
 
     Raises:
-        UserError: The folder holds another run's files, or something else altogether.
+        UserError: The folder holds another run's files, or a model from elsewhere.
     """
     record = folder / RUN_NAME
     if record.is_file():
@@ -69,11 +75,11 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
                 "--output_dir, or remove that folder."
             )
         return
-    strangers = [path.name for path in folder.glob("*")] if folder.is_dir() else []
+    strangers = sorted(path.name for pattern in RESULTS for path in folder.glob(pattern))
     if strangers:
         raise UserError(
-            f"{folder} holds files that are not of a training run ({', '.join(sorted(strangers)[:3])}). Give an empty "
-            "or new --output_dir."
+            f"{folder} holds a model or checkpoints of another origin ({', '.join(strangers[:3])}). Give an empty or "
+            "new --output_dir."
         )
     write_json(record, identity)
 
@@ -158,7 +164,7 @@ def remove_surplus(folder: Path, keep: int | None) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what a run that was killed while saving left behind."""
-    staging = folder / STAGING
-    if staging.exists():
-        logger.warning("Removing a checkpoint that was not completed: %s", staging)
-        shutil.rmtree(staging)
+    for leftover in (folder / STAGING, folder / DRY_SAVE):
+        if leftover.exists():
+            logger.warning("Removing a checkpoint that was not completed: %s", leftover)
+            shutil.rmtree(leftover)

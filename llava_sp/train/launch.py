@@ -107,9 +107,7 @@ def main() -> None:
     flags, rest = read_launcher_flags(sys.argv[1:])
     if flags.hostfile:
         if shutil.which("deepspeed") is None:
-            raise UserError(
-                "--hostfile needs DeepSpeed's launcher: pip install 'llava-sp[train]'."
-            )
+            raise UserError("--hostfile needs DeepSpeed's launcher: pip install 'llava-sp[train]'.")
         # DeepSpeed's launcher reads the hostfile, counts its GPUs, and starts the ranks over ssh.
         os.execvp("deepspeed", ["deepspeed", "--hostfile", flags.hostfile, "--module", "llava_sp.train", *rest])  # noqa: S606, S607
     given = collect(rest)

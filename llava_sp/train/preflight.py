@@ -9,6 +9,7 @@ from torch import nn
 
 from llava_sp.model.loading import checkpoint_kind
 from llava_sp.model.trainable import part_modules, trainable_parameter_groups
+from llava_sp.train.checkpoint import DRY_SAVE
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from llava_sp.train.trainer import LlavaSPTrainer
 
 logger = get_logger(__name__)
-
-DRY_SAVE = ".dry_save"
 
 OPTIMIZER_BYTES = 12
 """AdamW in fp32, per trained parameter: the master weight and two moments, four bytes each."""

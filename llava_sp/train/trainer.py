@@ -146,8 +146,10 @@ class LlavaSPTrainer(Trainer):
         agree(error)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops if the norm is not finite: the update is still to come, and DeepSpeed has skipped it."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+        # In fp16, such norms are how the loss scale is found.
+        if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
             raise UserError(
                 f"The gradient's norm is not finite in step {self.state.global_step + 1}; stopped. "
                 f"Lower the learning rate; {self._last_checkpoint()}"

@@ -207,6 +207,26 @@ def test_a_diverging_run_stops_on_all_ranks_and_names_the_samples(world: World) 
     assert not (world / "diverging" / "llava_sp.json").exists()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_stops_deepspeed_before_the_update(world: World, precision: str) -> None:
+    flags = [
+        *("--model_name_or_path", str(world.llm), "--vision_tower", str(world.tower), "--sfe_channels", "8"),
+        *("--data_path", str(world / "captions.json"), "--image_folder", str(world / "images"), "--version", "plain"),
+        *("--tune_mm_mlp_adapter", *SHARED, "--output_dir", str(world / f"gradient_{precision}")),
+        *("--bf16", str(precision == "bf16")),
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.end_to_end.bad_gradient", *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "gradient's norm is not finite in step 1" in result.stdout, result.stderr[-3000:]
+    assert "weights unchanged: True" in result.stdout
+
+
 def test_a_missing_image_is_told_by_the_rank_that_meets_it(world: World) -> None:
     result = world.tune("broken", "--check_data", "off", "--dataloader_num_workers", "1", data="broken.json")
     assert result.returncode == 2

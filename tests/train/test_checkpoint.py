@@ -34,11 +34,17 @@ def test_another_runs_folder_is_refused_and_the_difference_named(tmp_path: Path)
         checkpoint.claim_folder(tmp_path, {**IDENTITY, "learning_rate": 2e-3})
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"thesis\.tex"):
+def test_a_folder_with_a_model_from_elsewhere_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("days of work")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         checkpoint.claim_folder(tmp_path, IDENTITY)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_folder_may_hold_the_log_of_this_very_command(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").touch()
+    checkpoint.claim_folder(tmp_path, IDENTITY)
+    assert (tmp_path / checkpoint.RUN_NAME).is_file()
 
 
 def test_the_newest_checkpoint_is_continued(tmp_path: Path) -> None:
@@ -89,6 +95,7 @@ def test_surplus_checkpoints_go_oldest_first(tmp_path: Path) -> None:
 
 def test_a_half_written_checkpoint_is_never_continued_and_is_removed(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / checkpoint.STAGING, 7)
+    make_checkpoint(tmp_path / checkpoint.DRY_SAVE, 0)
     assert checkpoint.find_resume(None, tmp_path, ranks=1, deepspeed=False) is None
     checkpoint.remove_unfinished(tmp_path)
     assert not list(tmp_path.iterdir())

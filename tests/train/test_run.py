@@ -27,20 +27,12 @@ def flags(tiny_parts: Parts, tmp_path: Path) -> list[str]:
         records.append({"id": f"record{number}", "image": f"{number}.png", "conversations": turns})
     (tmp_path / "data.json").write_text(json.dumps(records))
     llm, tower = map(str, tiny_parts)
-    return [
-        *("--model_name_or_path", llm, "--vision_tower", tower, "--data_path", str(tmp_path / "data.json")),
-        *(
-            "--image_folder",
-            str(tmp_path),
-            "--use_cpu",
-            "--version",
-            "plain",
-            "--tune_mm_mlp_adapter",
-            "--sfe_channels",
-        ),
-        *("8", "--per_device_train_batch_size", "2", "--num_train_epochs", "2", "--save_steps", "1", "--learning_rate"),
-        *("1e-2", "--logging_steps", "1", "--disable_tqdm", "True"),
-    ]
+    places = ["--model_name_or_path", llm, "--vision_tower", tower, "--image_folder", str(tmp_path)]
+    settings = """
+        --use_cpu --version plain --tune_mm_mlp_adapter --sfe_channels 8 --per_device_train_batch_size 2
+        --num_train_epochs 2 --save_steps 1 --learning_rate 1e-2 --logging_steps 1 --disable_tqdm True
+    """
+    return [*places, "--data_path", str(tmp_path / "data.json"), *settings.split()]
 
 
 def test_every_cut_of_a_run_ends_with_the_same_bits(flags: list[str], tmp_path: Path) -> None:
