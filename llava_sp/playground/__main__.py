@@ -2,12 +2,12 @@
 
 import argparse
 
-from llava_sp.playground import scorer, world
+from llava_sp.playground import base_models, quickstart, scorer, world
 from llava_sp.utils.errors import command_line
 from llava_sp.utils.logging import setup_logging
 
 # Each module has `add_arguments(parser)` and `run(args)`; the first line of its docstring is the command's help.
-COMMANDS = {"build": world, "score": scorer}
+COMMANDS = {"quickstart": quickstart, "build": world, "build-base": base_models, "score": scorer}
 
 
 @command_line

@@ -38,7 +38,7 @@ def llm_accuracy(llm: LlamaForCausalLM, tokenizer: Any, scenes: int, by_patch: b
         rng = generator(_SEED, HELD_OUT, index)
         things = sample_scene(rng)
         description = world.patches(things, GRID) if by_patch else world.sentence(things)
-        for question in held_out_questions(things, rng):
+        for question in held_out_questions(things, rng, present=index % 2 == 0):
             samples.append(world.question(question, description))
             tasks.append(question.task)
     right = defaultdict(list)

@@ -1,17 +1,22 @@
 """What is said about a scene: captions, and questions of four tasks with their answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 
-from llava_sp.playground.scenes import COLOURS, SHAPES, Thing
+from llava_sp.playground.scenes import DIGITS, SHAPES, Thing
+
+T = TypeVar("T")
 
 POSITION, READING, COUNTING, EXISTENCE = TASKS = ("position", "reading", "counting", "existence")
 ROUNDS = 10  # questions in a training conversation
 
 Turn = dict[str, str]
 
-_SMALL_WORDS = {"is", "the", "at", "are", "there", "a", "many"}
+_SMALL_WORDS = {"is", "the", "in", "are", "there", "a", "many", "digit"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Question:
 
     Attributes:
         task: One of `TASKS`.
-        form: The wording with its blanks, such as "How many {shape}s are there?".
+        form: The wording with its blanks, such as "Is there a {name}?".
         text: The question.
         answer: The right answer.
     """
@@ -35,13 +40,8 @@ def _ask(task: str, form: str, answer: str, **blanks: str) -> Question:
     return Question(task, form, form.format(**blanks), answer)
 
 
-def label(thing: Thing) -> str:
-    """Names a thing so that it is the only one meant: "digit 7", "red circle"."""
-    return f"digit {thing.name}" if thing.is_digit else f"{thing.colour} {thing.name}"
-
-
 def caption(things: tuple[Thing, ...]) -> str:
-    """Describes a scene in reading order: "top left red circle, top right blue 7, ..."."""
+    """Describes a scene in reading order: "northwest red circle, northeast blue seven, ..."."""
     return ", ".join(f"{thing.place} {thing.colour} {thing.name}" for thing in things) + "."
 
 
@@ -53,93 +53,82 @@ def patch_words(things: tuple[Thing, ...], grid: int) -> list[tuple[str, ...]]:
         grid: Patches a side, a multiple of 3.
 
     Returns:
-        For each patch the place, colour and name of the thing that it belongs to: four words, or none.
+        For each patch the place, colour and name of the thing that it belongs to: three words, or none.
     """
-    at = {(thing.row, thing.column): (*thing.place.split(), thing.colour, thing.name) for thing in things}
+    at = {(thing.row, thing.column): (thing.place, thing.colour, thing.name) for thing in things}
     side = grid // 3
     return [at.get((row // side, column // side), ()) for row in range(grid) for column in range(grid)]
 
 
 def ask_position(thing: Thing) -> Question:
     """Asks where a thing is."""
-    form = "Where is the digit {digit}?" if thing.is_digit else "Where is the {colour} {shape}?"
-    return _ask(POSITION, form, thing.place, digit=thing.name, colour=thing.colour, shape=thing.name)
+    return _ask(POSITION, "Where is the {name}?", thing.place, name=thing.name)
 
 
-def ask_reading(digit: Thing, things: tuple[Thing, ...], rng: np.random.Generator) -> Question:
-    """Asks which digit is at a place, or, where only one digit has its colour, half the time which one has it."""
-    same_colour = [thing for thing in things if thing.is_digit and thing.colour == digit.colour]
-    if len(same_colour) == 1 and rng.random() < 0.5:
-        return _ask(READING, "Which digit is {colour}?", digit.name, colour=digit.colour)
-    return _ask(READING, "Which digit is at the {place}?", digit.name, place=digit.place)
+def ask_reading(digit: Thing) -> Question:
+    """Asks which digit is at a place."""
+    return _ask(READING, "Which digit is in the {place}?", digit.name, place=digit.place)
 
 
-def ask_counting(things: tuple[Thing, ...], count: int, rng: np.random.Generator) -> list[Question]:
-    """Asks `count` different questions for numbers, so that rarer answers are as likely as common ones."""
-    questions = [
-        _ask(COUNTING, "How many {shape}s are there?", str(sum(t.name == shape for t in things)), shape=shape)
-        for shape in SHAPES
-    ]
-    questions += [
-        _ask(COUNTING, "How many {colour} things are there?", str(sum(t.colour == c for t in things)), colour=c)
-        for c in COLOURS
-    ]
-    questions.append(_ask(COUNTING, "How many digits are there?", str(sum(t.is_digit for t in things))))
-    answers = [question.answer for question in questions]
-    weights = np.array([1 / answers.count(answer) for answer in answers])
-    chosen = rng.choice(len(questions), count, replace=False, p=weights / weights.sum())
-    return [questions[i] for i in chosen]
+def ask_counting(things: tuple[Thing, ...]) -> list[Question]:
+    """Asks for all the numbers there are to ask for."""
+    digits = sum(thing.is_digit for thing in things)
+    counts = {"digits": digits, "shapes": len(things) - digits, "things": len(things)}
+    return [_ask(COUNTING, f"How many {what} are there?", DIGITS[count]) for what, count in counts.items()]
 
 
-def ask_existence(things: list[Thing], answer: str) -> list[Question]:
-    """Asks for each thing whether there is one such: the caller knows the answer, "Yes" or "No"."""
-    forms = {True: "Is there a digit {digit}?", False: "Is there a {colour} {shape}?"}
-    return [_ask(EXISTENCE, forms[t.is_digit], answer, digit=t.name, colour=t.colour, shape=t.name) for t in things]
+def ask_existence(name: str, answer: str) -> Question:
+    """Asks whether there is a thing of that name: the caller knows the answer, "Yes" or "No"."""
+    return _ask(EXISTENCE, "Is there a {name}?", answer, name=name)
 
 
-def absent(things: tuple[Thing, ...], count: int, rng: np.random.Generator) -> list[Thing]:
-    """Returns things that a scene lacks, as often digits as shapes are there; their places mean nothing."""
-    labels = {label(thing) for thing in things}
-    digits = [Thing(str(digit), "red", 0, 0) for digit in range(10) if f"digit {digit}" not in labels]
-    shapes = [Thing(s, c, 0, 0) for s in SHAPES for c in COLOURS if f"{c} {s}" not in labels]
-    share = sum(thing.is_digit for thing in things) / len(things)
-    wanted = int(rng.binomial(count, share))
-    return [digits[i] for i in rng.choice(len(digits), wanted, replace=False)] + [
-        shapes[i] for i in rng.choice(len(shapes), count - wanted, replace=False)
-    ]
+def absent(things: tuple[Thing, ...], rng: np.random.Generator) -> str:
+    """Names something that a scene lacks: a shape as often as shapes are there, while one is missing."""
+    shapes, digits = ([name for name in kind if name not in {t.name for t in things}] for kind in (SHAPES, DIGITS))
+    share = sum(not thing.is_digit for thing in things) / len(things)
+    return str(rng.choice(shapes if shapes and rng.random() < share else digits))
 
 
 def training_questions(things: tuple[Thing, ...], rng: np.random.Generator, rounds: int = ROUNDS) -> list[Question]:
-    """Returns `rounds` different questions in random order, none of which gives away another's answer.
+    """Returns up to `rounds` different questions in random order, the tasks in turn as long as they last.
 
-    Two questions are of existence, each about an absent thing half the time. Of the things that these leave, as
-    many as half the rounds are asked for, by their place or, most digits, by reading. Counting fills up.
+    Existence is asked as often as there are things, each time by a toss of a coin of one of them or of none.
     """
-    shuffled = [things[i] for i in rng.permutation(len(things))]
-    present = int(rng.binomial(2, 0.5))
-    questions = ask_existence(shuffled[:present], "Yes") + ask_existence(absent(things, 2 - present, rng), "No")
-    for thing in shuffled[present : present + rounds // 2]:
-        read = thing.is_digit and rng.random() < 0.8
-        questions.append(ask_reading(thing, things, rng) if read else ask_position(thing))
-    questions += ask_counting(things, rounds - len(questions), rng)
-    return [questions[i] for i in rng.permutation(rounds)]
+    existence: dict[str, Question] = {}
+    while len(existence) < len(things):
+        if rng.random() < 0.5:
+            question = ask_existence(things[rng.integers(len(things))].name, "Yes")
+        else:
+            question = ask_existence(absent(things, rng), "No")
+        existence[question.text] = question
+    pools = [
+        [ask_position(thing) for thing in things],
+        [ask_reading(thing) for thing in things if thing.is_digit],
+        ask_counting(things),
+        list(existence.values()),
+    ]
+    shuffled = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
+    in_turn = [question for turn in zip_longest(*shuffled) for question in turn if question is not None]
+    chosen = in_turn[:rounds]
+    return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def held_out_questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Question]:
-    """Returns one question of each task."""
-    digits = [thing for thing in things if thing.is_digit]
-    anything = things[rng.integers(len(things))]
-    present = [things[rng.integers(len(things))]]
+def held_out_questions(things: tuple[Thing, ...], rng: np.random.Generator, *, present: bool) -> list[Question]:
+    """Returns one question of each task; that of existence is about something present, or about something absent."""
+
+    def one_of(some: Sequence[T]) -> T:
+        return some[rng.integers(len(some))]
+
     return [
-        ask_position(anything),
-        ask_reading(digits[rng.integers(len(digits))], things, rng),
-        *ask_counting(things, 1, rng),
-        *(ask_existence(present, "Yes") if rng.random() < 0.5 else ask_existence(absent(things, 1, rng), "No")),
+        ask_position(one_of(things)),
+        ask_reading(one_of([thing for thing in things if thing.is_digit])),
+        one_of(ask_counting(things)),
+        ask_existence(one_of(things).name, "Yes") if present else ask_existence(absent(things, rng), "No"),
     ]
 
 
 def notes(questions: list[Question]) -> str:
-    """Puts questions and answers in few words: "Where red circle top left. How circles 1. ..."."""
+    """Puts questions and answers in few words: "Where circle northwest. How shapes two. ..."."""
     lines = (" ".join(word for word in q.text[:-1].split() if word not in _SMALL_WORDS) for q in questions)
     return " ".join(f"{line} {question.answer}." for line, question in zip(lines, questions, strict=True))
 

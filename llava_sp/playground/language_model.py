@@ -17,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_sp.data.conversation import Rendered, get_template
-from llava_sp.playground.language import ROUNDS, Question, caption, conversation, notes, patch_words, training_questions
+from llava_sp.playground.language import Question, caption, conversation, notes, patch_words, training_questions
 from llava_sp.playground.scenes import Thing, sample_scene
 
 GRID = 12  # patches a side of the vision tower
-BAG = 4  # words that describe a patch
+BAG = 3  # words that describe a patch
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ class LanguageModelRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     phases: tuple[Phase, ...] = (
-        Phase(("notes",), 3, 3, 1000, 32),
-        Phase(("notes", "caption"), 5, 3, 600, 32),
-        Phase(("conversation", "notes", "caption"), None, 3, 900, 16),
-        Phase(("conversation",), None, 6, 500, 16),
-        Phase(("conversation", "conversation", "caption"), None, GRID, 700, 8),
+        Phase(("notes",), 3, 3, 300, 32),
+        Phase(("notes", "caption"), None, 3, 700, 32),
+        Phase(("conversation", "notes", "caption"), None, 3, 600, 16),
+        Phase(("conversation", "conversation", "caption"), None, GRID, 1200, 8),
     )
 
 
@@ -127,7 +126,7 @@ class TextWorld:
         """Writes one training sample about a random scene."""
         count = int(rng.integers(2, phase.most_things + 1)) if phase.most_things else None
         things = sample_scene(rng, count)
-        questions = training_questions(things, rng, ROUNDS if count is None else 2 * count)
+        questions = training_questions(things, rng)
         description = self._faded(things, phase.grid, rng) if by_patch else self.sentence(things)
         if layout == "conversation":
             return self._insert(self._conversation(questions), description)
@@ -162,8 +161,8 @@ class TextWorld:
         return words, weights
 
     def _word_id(self, word: str) -> int:
-        """Returns a word's token as it stands in a sentence; digits and full stops are tokens without a space."""
-        return self.vocabulary[word if word == "." or word.isdigit() else f"▁{word}"]
+        """Returns a word's token as it stands in a sentence; a full stop has no space before it."""
+        return self.vocabulary[word if word == "." else f"▁{word}"]
 
     def _conversation(self, questions: list[Question]) -> Rendered:
         return get_template("v1").render(conversation(questions, IMAGE_TOKEN), self.tokenizer, self.image_id)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from llava_sp.playground.pictures import draw_losses, draw_samples
 from llava_sp.playground.scorer import TaskScore, score_answers
 from llava_sp.playground.world import WorldOptions, build_world
 from llava_sp.utils.console import out
@@ -104,10 +103,11 @@ def answer(run: Run, world: Path) -> None:
 
 def show(runs: list[Run], world: Path, output: Path) -> None:
     """Prints the table and writes the pictures."""
-    scores, controls = (
-        {run: score_answers(_answers(run, suffix), world / "annotations.jsonl") for run in runs}
-        for suffix in ("", "_wrong_image")
-    )
+    from llava_sp.playground.pictures import draw_losses, draw_samples  # matplotlib is for those who draw
+
+    annotations = world / "annotations.jsonl"
+    scores = {run: score_answers(_answers(run), annotations) for run in runs}
+    controls = {run: score_answers(_answers(run, "_wrong_image"), annotations) for run in runs}
     out(score_table(scores, controls))
     samples, losses = output / "samples.png", output / "losses.png"
     chosen = choose_samples(runs, world)

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 SIZE = 72  # pixels a side: 12 x 12 patches of 6
 CELL = 24  # pixels a side of one of the 3 x 3 places
 
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "center", "right")
+PLACES = ("northwest", "north", "northeast", "west", "center", "east", "southwest", "south", "southeast")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (225, 55, 50), "green": (60, 185, 75), "blue": (70, 110, 245), "yellow": (245, 215, 60)}
 
@@ -32,7 +32,7 @@ class Thing:
     """One object of a scene.
 
     Attributes:
-        name: A shape's name, or a digit as text.
+        name: A name of `SHAPES` or `DIGITS`.
         colour: A key of `COLOURS`.
         row: 0 to 2 from the top.
         column: 0 to 2 from the left.
@@ -46,12 +46,12 @@ class Thing:
     @property
     def is_digit(self) -> bool:
         """Whether this is a handwritten digit rather than a shape."""
-        return self.name.isdigit()
+        return self.name in DIGITS
 
     @property
     def place(self) -> str:
-        """The place in words, such as "top left"."""
-        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+        """The place in a word, as on a map: "northwest" is the top left."""
+        return PLACES[3 * self.row + self.column]
 
 
 def generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -60,34 +60,31 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def sample_scene(rng: np.random.Generator, count: int | None = None) -> tuple[Thing, ...]:
-    """Draws a scene of `count` things, else five to seven, in different places, in reading order.
+    """Draws a scene of `count` things, else three to five, in different places, in reading order.
 
-    A digit occurs once at most, and so does a shape of one colour: "the digit 7" and "the red circle" are one thing.
+    No digit and no shape occurs twice, so that "the seven" and "the circle" are one thing.
     """
-    count = count or int(rng.integers(5, 8))
-    fewest = min(2, count // 2)  # of digits, and of shapes
-    digits = int(rng.integers(fewest, count - fewest + 1))
-    colours = list(COLOURS)
-    looks = [(str(digit), str(rng.choice(colours))) for digit in rng.choice(10, digits, replace=False)]
-    shapes = [(shape, colour) for shape in SHAPES for colour in colours]
-    looks += [shapes[i] for i in rng.choice(len(shapes), count - digits, replace=False)]
-    places = np.sort(rng.choice(9, count, replace=False))
+    count = count or int(rng.integers(3, 6))
+    digits = int(rng.integers(max(1, count - len(SHAPES)), count))
+    names = [*rng.choice(DIGITS, digits, replace=False), *rng.choice(SHAPES, count - digits, replace=False)]
+    colours = rng.choice(list(COLOURS), count)
+    places = np.sort(rng.choice(len(PLACES), count, replace=False))
     order = rng.permutation(count)
     return tuple(
-        Thing(name, colour, int(place) // 3, int(place) % 3)
-        for (name, colour), place in zip((looks[i] for i in order), places, strict=True)
+        Thing(str(names[i]), str(colour), int(place) // 3, int(place) % 3)
+        for i, colour, place in zip(order, colours, places, strict=True)
     )
 
 
 @cache
 def handwriting(split: str) -> dict[str, NDArray[np.uint8]]:
-    """Returns the digit images of a split: for each digit an array [count, 8, 8] of ink, 0 to 255."""
+    """Returns the digit images of a split: for each name of a digit an array [count, 8, 8] of ink, 0 to 255."""
     from sklearn.datasets import load_digits  # an optional dependency that only the world needs
 
     images, digits = load_digits(return_X_y=True)
     chosen = slice(None, -_HELD_OUT_DIGITS) if split == TRAIN else slice(-_HELD_OUT_DIGITS, None)
     ink = np.rint(images.reshape(-1, 8, 8)[chosen] * (255 / 16)).astype(np.uint8)
-    return {str(digit): ink[digits[chosen] == digit] for digit in range(10)}
+    return {name: ink[digits[chosen] == digit] for digit, name in enumerate(DIGITS)}
 
 
 def draw(

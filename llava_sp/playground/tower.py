@@ -1,4 +1,4 @@
-"""Trains the tiny CLIP tower on regions: the patches of each thing learn its phrase, such as "red circle" or "blue 7".
+"""Trains the tiny CLIP tower on regions: the patches of each thing learn its phrase, such as "red circle".
 
 The logits are CLIP's, cosine similarities of image and text features times a learnt scale, but of single patches rather
 than whole images: on a CPU's budget this teaches far more than the contrast of whole captions. LLaVA reads the layer
@@ -17,14 +17,14 @@ from tqdm import trange
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_sp.constants import IGNORE_INDEX
-from llava_sp.playground.scenes import COLOURS, SHAPES, SIZE, Box, Thing, draw
+from llava_sp.playground.scenes import COLOURS, DIGITS, SHAPES, SIZE, Box, Thing, draw
 
 PATCH = 6
 GRID = SIZE // PATCH
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green, blue between 0 and 1
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-NAMES = (*SHAPES, *"0123456789")
+NAMES = (*SHAPES, *DIGITS)
 WORDS = (*COLOURS, *NAMES)
 PHRASES = [(colour, name) for colour in COLOURS for name in NAMES]
 NOTHING = len(PHRASES)  # the label of a patch of background
@@ -113,7 +113,7 @@ class RegionContrast(nn.Module):
 
 def sample_board(rng: np.random.Generator) -> tuple[Thing, ...]:
     """Fills the nine places, two thirds with digits, some not at all: more to learn from than a scene has."""
-    names = rng.choice(["", *SHAPES, *"0123456789"], 9, p=[0.12] + 3 * [0.08] + 10 * [0.064])
+    names = rng.choice(["", *NAMES], 9, p=[0.12] + 3 * [0.08] + 10 * [0.064])
     colours = rng.choice(list(COLOURS), 9)
     return tuple(
         Thing(str(name), str(colour), *divmod(place, 3))

@@ -147,7 +147,7 @@ def _write_questions(root: Path, options: WorldOptions) -> None:
     questions, annotations = [], []
     for index in range(options.held_out_images):
         rng = generator(options.seed, HELD_OUT, index)
-        for question in held_out_questions(sample_scene(rng), rng):
+        for question in held_out_questions(sample_scene(rng), rng, present=index % 2 == 0):
             name = f"{index:06d}_{question.task}"
             image = image_name(HELD_OUT, index)
             questions.append({"question_id": name, "image": image, "text": question.text, "category": question.task})

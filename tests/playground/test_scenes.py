@@ -6,18 +6,15 @@ import pytest
 from llava_sp.playground.scenes import CELL, HELD_OUT, SIZE, TRAIN, draw, generator, handwriting, sample_scene
 
 
-@pytest.mark.parametrize("count", [None, 2, 3, 4, 9])
+@pytest.mark.parametrize("count", [None, 2, 3, 4, 6])
 def test_a_scene_names_everything_unambiguously_in_reading_order(count):
     for index in range(50):
         things = sample_scene(generator(0, TRAIN, index), count)
-        assert len(things) == count if count else 5 <= len(things) <= 7
+        assert len(things) == count if count else 3 <= len(things) <= 5
         places = [3 * thing.row + thing.column for thing in things]
         assert places == sorted(set(places))
-        digits = [thing.name for thing in things if thing.is_digit]
-        shapes = [(thing.name, thing.colour) for thing in things if not thing.is_digit]
-        assert digits and shapes
-        assert len(set(digits)) == len(digits)
-        assert len(set(shapes)) == len(shapes)
+        assert len({thing.name for thing in things}) == len(things)
+        assert {thing.is_digit for thing in things} == {True, False}
 
 
 def test_a_scene_depends_on_its_seed_split_and_number_alone():
