@@ -117,7 +117,7 @@ def held_out_questions(things: tuple[Thing, ...], rng: np.random.Generator, *, p
     """Returns one question of each task; that of existence is about something present, or about something absent."""
 
     def one_of(some: Sequence[T]) -> T:
-        return some[rng.integers(len(some))]
+        return some[int(rng.integers(len(some)))]
 
     return [
         ask_position(one_of(things)),

@@ -44,12 +44,12 @@ def draw_samples(samples: Sequence[Mapping[str, Any]], image_folder: Path, path:
         with Image.open(image_folder / sample["image"]) as image:
             axis.imshow(image.convert("RGB"), interpolation="nearest")
         answers = "\n".join(f"{run}: {answer}" for run, answer in sample["answers"].items())
-        axis.set_title(f"{sample['text']}\n\ntruth: {sample['truth']}\n{answers}", fontsize=9, wrap=True)
+        axis.set_title(f"{sample['text']}\n\ntruth: {sample['truth']}\n{answers}", fontsize=9)
         axis.axis("off")
     _finish(figure, path)
 
 
 def _finish(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)

@@ -40,7 +40,7 @@ class WorldOptions:
     """
 
     seed: int = 0
-    train_images: int = 10_800
+    train_images: int = 8_000
     caption_images: int = 4_000
     text_samples: int = 400
     held_out_images: int = 150

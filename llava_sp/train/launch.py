@@ -84,6 +84,10 @@ def run_torchrun(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
+    if "--nproc_per_node=1" not in arguments:
+        # On the CPU, ranks that all take every core slow each other down. One thread is torchrun's default too, but
+        # unless it is told it announces that by a banner.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn when data workers are forked
     # The rank that failed has said what went wrong; torchrun's report of that would bury it.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
