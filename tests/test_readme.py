@@ -69,7 +69,7 @@ def test_commands(command, flags):
                 if word.endswith((".yaml", ".json")):
                     assert (ROOT / word).exists(), f"{word} is not there"
     elif words[:2] == ["python", "-m"]:
-        subcommand = words[3] if len(words) > 3 and re.fullmatch(r"[a-z-]+", words[3]) else ""
+        subcommand = words[3] if len(words) > 3 and re.fullmatch(r"[a-z][a-z-]*", words[3]) else ""
         modules = (f"{words[2]} {subcommand}".strip(),)
     else:
         assert words[0] in ("pip", "sbatch"), f"a command of an unknown kind: {command}"

@@ -109,4 +109,4 @@ def test_tokenizer_is_trained_from_the_world(tmp_path, tokenizer):
     text = "Where is the seven? ASSISTANT: north\nÄ"
     assert trained.tokenize(text) == tokenizer.tokenize(text)
     assert trained.decode(trained(text).input_ids, skip_special_tokens=True) == text
-    assert "7" in trained.tokenize("digit 7?")
+    assert trained.tokenize("seven northwest") == ["▁seven", "▁northwest"]  # a word of the world is one token
