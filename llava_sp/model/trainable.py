@@ -37,7 +37,7 @@ def part_modules(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
-    """Freezes the whole model but the named parts, and puts a frozen tower into inference mode for good."""
+    """Freezes the whole model but the named parts (of `PARTS`)."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     modules = part_modules(model)

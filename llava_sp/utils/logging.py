@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -20,3 +21,5 @@ def setup_logging(level: int = logging.INFO) -> None:
     package.handlers[:] = [handler]
     package.setLevel(level if rank == 0 else logging.WARNING)
     package.propagate = False
+    # What these libraries will rename one day is between them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
