@@ -2,9 +2,17 @@
 
 from pathlib import Path
 
+import peft
 import pytest
+import torch
+import transformers
 
 from tests.tiny import make_parts
+
+
+def pytest_report_header() -> str:
+    """Says which versions are tested."""
+    return f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
 
 
 @pytest.fixture(scope="session")
