@@ -1,35 +1,39 @@
 # Sourced by the other scripts: makes .venv and installs the project into it, once, then activates it.
 #   PYTHON=python3.12 bash scripts/quickstart.sh    another interpreter (3.11 or later)
 #   TORCH="torch==2.11.0" bash scripts/test.sh      another PyTorch
+#   VENV=.venv-old PINS="transformers==5.16.1" bash scripts/test.sh      other versions, in a folder of their own
 # If the interpreter already sees a PyTorch with CUDA, that one is used, and nothing of it is downloaded.
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-torch==2.13.0}
+VENV=${VENV:-.venv}
+PINS=${PINS:-}
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: $PYTHON is $("$PYTHON" --version 2>&1 || echo missing); Python 3.11 or later is needed (set PYTHON)." >&2
     exit 2
 }
 
-installed=.venv/installed-for
-wanted="$(cksum <pyproject.toml) $TORCH $("$PYTHON" --version)"
+installed=$VENV/installed-for
+wanted="$(cksum <pyproject.toml) $TORCH $PINS $("$PYTHON" --version)"
 if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then
-    echo "== environment: .venv is there and fits, reused"
-    source .venv/bin/activate
+    echo "== environment: $VENV is there and fits, reused"
+    source "$VENV/bin/activate"
 else
-    echo "== environment: installing into .venv (once; some minutes)"
-    if [ ! -x .venv/bin/python ]; then
+    echo "== environment: installing into $VENV (once; some minutes)"
+    if [ ! -x "$VENV/bin/python" ]; then
         cuda='import torch, sys; sys.exit(not torch.version.cuda)'
         if "$PYTHON" -c "$cuda" 2>/dev/null; then
             echo "   using the PyTorch with CUDA that $PYTHON has"
-            "$PYTHON" -m venv --system-site-packages .venv
+            "$PYTHON" -m venv --system-site-packages "$VENV"
         else
-            "$PYTHON" -m venv .venv
+            "$PYTHON" -m venv "$VENV"
         fi
     fi
-    source .venv/bin/activate
+    source "$VENV/bin/activate"
     # PyTorch first: an open requirement of another package would choose its own build.
     python -c 'import torch' 2>/dev/null || { echo "   $TORCH"; python -m pip install --quiet "$TORCH"; }
     echo "   llava_sp and what it needs"
-    python -m pip install --quiet --editable ".[dev]"
+    # shellcheck disable=SC2086 - several pins are several words
+    python -m pip install --quiet --editable ".[dev]" $PINS
     echo "$wanted" >"$installed"
 fi
