@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -133,18 +134,31 @@ def show(runs: list[Run], world: Path, output: Path) -> None:
 
 
 def score_table(scores: dict[Run, list[TaskScore]], controls: dict[Run, list[TaskScore]]) -> str:
-    """Lays accuracies out side by side: a row a task, a column a run, beside what needs no image."""
-    columns = [f"{run.name:>20}" for run in scores]
-    lines = [f"{'task':<10}{'questions':>10}{'chance':>8}{'commonest':>11}" + "".join(columns)]
+    """Lays accuracies out side by side: a row a task, a column a model, beside what needs no image.
+
+    A model of one seed has the 95% interval of its questions beside it, one of several seeds their standard deviation.
+    """
+    seeds: dict[str, list[Run]] = {}
+    for run in scores:
+        seeds.setdefault(run.variant, []).append(run)
+    several = len(scores) > len(seeds)
+
+    def cell(scores_of: dict[Run, list[TaskScore]], runs: list[Run], row: int) -> str:
+        found = [scores_of[run][row] for run in runs]
+        shares = [score.accuracy for score in found]
+        spread = stdev(shares) if len(shares) > 1 else found[0].margin
+        return f"{100 * mean(shares):>12.1f} +-{100 * spread:>5.1f}"
+
+    heads = [f"{variant}, {len(runs)} seeds" if several else runs[0].name for variant, runs in seeds.items()]
+    lines = [f"{'task':<10}{'questions':>10}{'chance':>8}{'commonest':>11}" + "".join(f"{head:>20}" for head in heads)]
     for row, facts in enumerate(next(iter(scores.values()))):
-        cells = [f"{100 * found[row].accuracy:>12.1f} +-{100 * found[row].margin:>5.1f}" for found in scores.values()]
         lines.append(
             f"{facts.task:<10}{facts.count:>10}{100 * facts.chance:>8.1f}{100 * facts.commonest:>11.1f}"
-            + "".join(cells)
+            + "".join(cell(scores, runs, row) for runs in seeds.values())
         )
-    control = "".join(f"{100 * found[-1].accuracy:>20.1f}" for found in controls.values())
-    lines.append(f"{'mean, with another image':<39}{control}")
-    lines.append("accuracy in percent on unseen scenes and unseen handwriting, +- half the 95% interval;")
+    lines.append(f"{'mean, with another image':<39}" + "".join(cell(controls, runs, -1) for runs in seeds.values()))
+    spread = "mean over the seeds, +- their standard deviation" if several else "+- half the 95% interval"
+    lines.append(f"accuracy in percent on unseen scenes and unseen handwriting, {spread};")
     lines.append("commonest: always giving the commonest answer of a question's form")
     return "\n".join(lines)
 
