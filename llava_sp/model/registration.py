@@ -2,12 +2,14 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
+
+# From its home: what the package itself exports is a stand-in that raises, in older versions without torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
