@@ -1,8 +1,9 @@
 """The one place that turns a conversation into token ids and labels, for training and inference alike.
 
 A template is data: the text around each turn. Rendering lays the turns out, tokenises the whole once, and labels the
-tokens that begin inside an answer's stretch of the text, so that ids and labels cannot drift apart. Every id and label
-equals LLaVA's; where LLaVA does something else, `_answers` and `_count_v0_labels` say so.
+tokens that begin inside an answer's stretch of the text, so that ids and labels cannot drift apart. Under LLaVA's
+templates every id and label equals LLaVA's; where LLaVA does something else than label the answers, `_masks_whole` and
+`_count_v0_labels` say so.
 """
 
 from bisect import bisect_left
@@ -67,14 +68,18 @@ class Template:
     Attributes:
         name: The name by which configuration and checkpoints refer to it.
         system: The system prompt.
-        opening: What precedes the first turn.
+        opening: What precedes everything else.
         human: The layout of questions.
         assistant: The layout of answers.
-        stop: Text that ends an answer.
-        preamble: What precedes the first question inside its turn.
+        stop: Text that ends an answer. What follows it in the assistant's turn is not learned.
+        heading: Where the system prompt stands before the first turn; left out if there is none.
+        preamble: Where it stands inside the first question's turn; left out if there is none.
         ending: What follows the last turn.
+        tokens: Special tokens in these texts that the tokenizer must have.
+        strips: Whether messages lose the white space around them. They must where a line break precedes them, or a
+            byte-level tokenizer would join both into one token, half question and half answer.
         drops_leading_answer: Whether a conversation that begins with an answer loses that answer.
-        splits_at: What stands between a question and its answer, where LLaVA cuts a round in two; see `_answers`.
+        splits_at: What stands between a question and its answer, where LLaVA cuts a round in two; see `_masks_whole`.
         counts_turns: Whether labels follow LLaVA's count of v0, see `_count_v0_labels`.
         caption_only: Whether there is one question, of which only `<image>` is kept (stage 1).
     """
@@ -85,8 +90,11 @@ class Template:
     human: Role
     assistant: Role
     stop: str
+    heading: str = ""
     preamble: str = ""
     ending: str = ""
+    tokens: tuple[str, ...] = ()
+    strips: bool = False
     drops_leading_answer: bool = True
     splits_at: str = ""
     counts_turns: bool = False
@@ -105,7 +113,7 @@ class Template:
             SampleError: The conversation is empty, or its turns are not human, gpt, human, gpt ...
             UserError: The tokenizer does not fit.
         """
-        _check_tokenizer(tokenizer, image_token_id)
+        self._check_tokenizer(tokenizer, image_token_id)
         messages = self._messages(turns)
         if self.caption_only and len(messages) != 2:
             raise SampleError(
@@ -113,15 +121,15 @@ class Template:
                 f"The template {self.name!r} takes one question and one answer, not {len(messages)} turns.",
             )
         layout = self._in_words_of(tokenizer)
-        text = layout._text(messages) + layout.ending
+        text, answers = layout._lay_out(messages)
+        text += layout.ending
         input_ids, starts = _tokenise(text, tokenizer)
         if self.counts_turns:
             labels = layout._count_v0_labels(input_ids, messages, tokenizer)
-        elif self.splits_at and tokenizer.pad_token_id == tokenizer.unk_token_id in input_ids:
-            # LLaVA pads with <unk>; one that is written in a message spoils its count, and it masks the sample whole.
+        elif self.splits_at and self._masks_whole(text, input_ids, tokenizer):
             labels = [IGNORE_INDEX] * len(input_ids)
         else:
-            labels = _label(input_ids, starts, layout._answers(text, tokenizer.eos_token))
+            labels = _label(input_ids, starts, answers)
         for position, token in enumerate(input_ids):
             if token == image_token_id:
                 labels[position] = IGNORE_INDEX
@@ -135,7 +143,7 @@ class Template:
         Returns:
             The token ids; `render` begins with the same ones when the answer is there.
         """
-        _check_tokenizer(tokenizer, image_token_id)
+        self._check_tokenizer(tokenizer, image_token_id)
         return _tokenise(self._in_words_of(tokenizer).prompt_text(turns), tokenizer)[0]
 
     def prompt_text(self, turns: Turns) -> str:
@@ -143,11 +151,40 @@ class Template:
         messages = self._messages(turns)
         if messages[-1].speaker != "human":
             raise SampleError(Problem.ROLES, "A prompt must end with a question, a turn from 'human'.")
-        return self._text(messages) + self.assistant.open
+        return self._lay_out(messages)[0] + self.assistant.open
 
     def chat_template(self) -> str:
         """Returns the same layout as a Jinja template, for `apply_chat_template` and serving engines."""
         return to_jinja(self)
+
+    def end_token_id(self, tokenizer: Any) -> int | None:
+        """Returns the id of the token that ends an answer; None if mere text ends it, as in `plain` and `v0`."""
+        if self.stop == EOS:
+            return tokenizer.eos_token_id
+        return tokenizer.convert_tokens_to_ids(self.stop) if self.stop in self.tokens else None
+
+    def split_after(self) -> tuple[str, str]:
+        """Splits what follows an answer into what is learned, up to `stop`, and the rest."""
+        before, stop, rest = self.assistant.after.partition(self.stop)
+        return before + stop, rest
+
+    def _check_tokenizer(self, tokenizer: Any, image_token_id: int) -> None:
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"The tokenizer {tokenizer.name_or_path!r} is a slow one; a fast one is needed to place labels."
+            )
+        if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
+            raise UserError(
+                f"The tokenizer {tokenizer.name_or_path!r} does not have {IMAGE_TOKEN!r} as token {image_token_id}: "
+                "add it as a special token."
+            )
+        for token in self.tokens:
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise UserError(
+                    f"The template {self.name!r} needs the token {token!r}, and the tokenizer "
+                    f"{tokenizer.name_or_path!r} does not have it. Choose the template of this LLM's own family."
+                )
+        restore_sentencepiece_prefix(tokenizer)
 
     def _in_words_of(self, tokenizer: Any) -> "Template":
         """Returns this template with the tokenizer's own begin and end tokens."""
@@ -161,7 +198,7 @@ class Template:
         if (tokenizer.bos_token, tokenizer.eos_token) == (BOS, EOS):
             return self
         human, assistant = own_role(self.human), own_role(self.assistant)
-        return replace(self, opening=own(self.opening), human=human, assistant=assistant)
+        return replace(self, opening=own(self.opening), human=human, assistant=assistant, stop=own(self.stop))
 
     def _messages(self, turns: Turns) -> list[Message]:
         """Checks the turns and brings their text into LLaVA's form, with `<image>` at the front of its turn."""
@@ -175,7 +212,8 @@ class Template:
             if turn["from"] != speaker:
                 where = f"Turn {number + skipped + 1} of {len(turns)}"
                 raise SampleError(Problem.ROLES, f"{where} is from {turn['from']!r} and should be from {speaker!r}.")
-            messages.append(Message(speaker, lead_with_image(turn["value"])))
+            text = lead_with_image(turn["value"])
+            messages.append(Message(speaker, text.strip() if self.strips else text))
         question = messages[0].text
         if self.caption_only:
             if IMAGE_TOKEN not in question:
@@ -185,37 +223,44 @@ class Template:
             raise SampleError(Problem.ROLES, f"The first question is empty; the template {self.name!r} needs one.")
         return messages
 
-    def _text(self, messages: list[Message]) -> str:
-        """Lays out the opening and the turns."""
-        turns = [self._turn(message, first=number == 0) for number, message in enumerate(messages)]
-        return self.opening.replace(SYSTEM, self.system) + "".join(turns)
+    def _lay_out(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """Lays out the turns; returns the text, and the stretch of it that is learned of each answer.
+
+        A stretch goes from the space before the answer to what ends it.
+        """
+        text = self._head()
+        answers: list[tuple[int, int]] = []
+        _, rest = self.split_after()
+        for number, message in enumerate(messages):
+            begin, turn = len(text), self._turn(message, first=number == 0)
+            text += turn
+            if message.speaker == "gpt" and (message.text or self.assistant.empty is None):
+                answers.append((begin + len(self.assistant.open), len(text) - len(rest)))
+        return text, answers
+
+    def _head(self) -> str:
+        """Lays out what precedes the first turn."""
+        return self.opening + (self.heading.replace(SYSTEM, self.system) if self.system else "")
 
     def _turn(self, message: Message, first: bool) -> str:
         """Lays out one turn."""
         role = self.human if message.speaker == "human" else self.assistant
         if not message.text and role.empty is not None:
             return role.empty
-        preamble = self.preamble.replace(SYSTEM, self.system) if first else ""
+        preamble = self.preamble.replace(SYSTEM, self.system) if first and self.system else ""
         return role.before + preamble + message.text + role.after
 
-    def _answers(self, text: str, eos: str) -> list[tuple[int, int]]:
-        """Finds the stretches of the text that are learned: each answer, from the space before it to what ends it.
+    def _masks_whole(self, text: str, input_ids: list[int], tokenizer: Any) -> bool:
+        """Tells whether LLaVA learns nothing from the whole sample.
 
-        LLaVA takes what lies between two end tokens for a round, and cuts it in two at `splits_at`. Where that does not
-        come out even, it learns nothing from the whole sample: after a question without an answer, and when a message
-        itself holds one of the separators.
+        It takes what lies between two end tokens for a round, and cuts it in two at `splits_at`. That does not come out
+        even after a question without an answer, and when a message itself holds one of the separators. It also pads
+        with <unk>, if there is one; if that is written in a message, it spoils LLaVA's count.
         """
-        if self.caption_only:
-            return [(text.index(IMAGE_TOKEN) + len(IMAGE_TOKEN), len(text))]
-        *rounds, rest = text.split(eos)
-        if rest or any(one.count(self.splits_at) != 1 for one in rounds):
-            return []
-        stretches, begin = [], 0
-        for one in rounds:
-            end = begin + len(one) + len(eos)
-            stretches.append((begin + one.index(self.splits_at) + len(self.splits_at) - 1, end))
-            begin = end
-        return stretches
+        *rounds, rest = text.split(tokenizer.eos_token)
+        uneven = bool(rest) or any(one.count(self.splits_at) != 1 for one in rounds)
+        unknown = tokenizer.unk_token_id  # that of Qwen's tokenizers is an end token
+        return uneven or (tokenizer.pad_token_id == unknown != tokenizer.eos_token_id and unknown in input_ids)
 
     def _count_v0_labels(self, input_ids: list[int], messages: list[Message], tokenizer: Any) -> list[int]:
         """LLaVA's labels for v0: all is learned but the opening and, roughly, the questions.
@@ -228,7 +273,7 @@ class Template:
             return len(_tokenise(text, tokenizer)[0])
 
         labels = list(input_ids)
-        position = length(self.opening.replace(SYSTEM, self.system))
+        position = length(self._head())
         labels[:position] = [IGNORE_INDEX] * position
         for message in messages:
             end = position + length((tokenizer.bos_token or "") + self._turn(message, first=False))
@@ -244,19 +289,6 @@ def lead_with_image(text: str) -> str:
     if IMAGE_TOKEN not in text:
         return text
     return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
-
-
-def _check_tokenizer(tokenizer: Any, image_token_id: int) -> None:
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"The tokenizer {tokenizer.name_or_path!r} is a slow one; a fast one is needed to place labels."
-        )
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
-        raise UserError(
-            f"The tokenizer {tokenizer.name_or_path!r} does not have {IMAGE_TOKEN!r} as token {image_token_id}: "
-            "add it as a special token."
-        )
-    restore_sentencepiece_prefix(tokenizer)
 
 
 def _tokenise(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:

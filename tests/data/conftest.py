@@ -16,6 +16,7 @@ from llava_sp.data.conversation import get_template
 from llava_sp.data.dataset import ConversationDataset
 from llava_sp.data.records import open_records
 from llava_sp.utils.tokenization import restore_sentencepiece_prefix
+from tests.families import TOKENIZERS
 from tests.tiny import FIXTURES, TOKENIZER
 
 GOLDEN = json.loads((FIXTURES / "golden_tokens.json").read_text())
@@ -46,6 +47,19 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def image_token_id(tokenizer: Any) -> int:
     return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrainedTokenizerBase]:
+    """A tokenizer of each kind with `<image>`, as saved and loaded again."""
+    found = {}
+    for kind, make in TOKENIZERS.items():
+        tokenizer = make()
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+        folder = tmp_path_factory.mktemp(kind)
+        tokenizer.save_pretrained(folder)
+        found[kind] = AutoTokenizer.from_pretrained(folder)
+    return found
 
 
 @pytest.fixture

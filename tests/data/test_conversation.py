@@ -1,6 +1,7 @@
 """One renderer for ids and labels: equal to LLaVA's recordings, and to the Jinja template that is shipped."""
 
 import copy
+import unicodedata
 from typing import Any
 
 import pytest
@@ -13,10 +14,18 @@ from llava_sp.data.conversation import get_template
 from llava_sp.data.problems import Problem, SampleError
 from llava_sp.utils.errors import UserError
 from tests.data.conftest import GOLDEN
+from tests.families import TOKENIZERS
 from tests.tiny import TOKENIZER
 
-NAMES = ["plain", "v0", "v1", "llava_v1", "llama_2", "llava_llama_2"]
-CHAT = [name for name in NAMES if name != "plain"]
+NAMES = ["plain", "v0", "v1", "llava_v1", "llama_2", "llava_llama_2", "mistral_instruct", "mistral"]
+"""Templates that need no tokens of their own."""
+CASES = [(name, kind) for name in NAMES for kind in TOKENIZERS] + [
+    ("mistral_v3", "mistral_v3"),
+    *[(name, kind) for name in ("qwen2", "chatml_direct") for kind in ("qwen2", "qwen2_base")],
+    *[(name, kind) for name in ("llama_3", "llava_llama_3") for kind in ("llama_3", "llama_3_base")],
+]
+"""Every template with every kind of tokenizer that it fits."""
+CHATS = [(name, kind) for name, kind in CASES if name != "plain"]
 
 
 def human(text: str) -> dict[str, str]:
@@ -127,13 +136,36 @@ def test_the_learned_ids_of_v1_are_the_answers(
     assert "".join(_spoken(rendered.labels, tokenizer)) == answers
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    rounds=st.lists(st.tuples(texts, texts), min_size=1, max_size=3), image=st.booleans(), name=st.sampled_from(CHAT)
-)
-def test_a_prompt_is_how_the_conversation_begins(
-    rounds: list[tuple[str, str]], image: bool, name: str, tokenizer: Any, image_token_id: int
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] != "v0"])
+@settings(max_examples=8, deadline=None)
+@given(rounds=st.lists(st.tuples(texts, texts), min_size=1, max_size=3), image=st.booleans())
+def test_what_is_learned_is_the_answers_and_what_ends_them(
+    rounds: list[tuple[str, str]], image: bool, name: str, kind: str, tokenizers: dict[str, Any]
 ) -> None:
+    template, tokenizer = get_template(name), tokenizers[kind]
+    if name == "plain":
+        rounds, image = rounds[:1], True
+    turns = [turn for question, answer in rounds for turn in (human(question), gpt(answer))]
+    if image:
+        turns[0] = human(f"{IMAGE_TOKEN}\n{rounds[0][0]}")
+    rendered = template.render(turns, tokenizer, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    end = template.split_after()[0].replace("</s>", tokenizer.eos_token)
+    expected = [(answer.strip() if template.strips else answer) + end for _, answer in rounds]
+    if kind.startswith("qwen2"):  # Qwen's tokenizer composes accents
+        expected = [unicodedata.normalize("NFC", answer) for answer in expected]
+    found = _spoken(rendered.labels, tokenizer)
+    assert [answer.lstrip(" ") for answer in found] == [answer.lstrip(" ") for answer in expected]
+    assert template.end_token_id(tokenizer) in (None, rendered.labels[-1], rendered.labels[-2])
+
+
+@pytest.mark.parametrize(("name", "kind"), CHATS)
+@settings(max_examples=8, deadline=None)
+@given(rounds=st.lists(st.tuples(texts, texts), min_size=1, max_size=3), image=st.booleans())
+def test_a_prompt_is_how_the_conversation_begins(
+    rounds: list[tuple[str, str]], image: bool, name: str, kind: str, tokenizers: dict[str, Any]
+) -> None:
+    tokenizer = tokenizers[kind]
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     turns = [turn for question, answer in rounds for turn in (human(question), gpt(answer))]
     if image:
         turns[0] = human(f"{IMAGE_TOKEN}\n{rounds[0][0]}")
@@ -142,17 +174,18 @@ def test_a_prompt_is_how_the_conversation_begins(
     assert template.render(turns, tokenizer, image_token_id).input_ids[: len(prompt)] == prompt
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize(("name", "kind"), CHATS)
+@settings(max_examples=8, deadline=None)
 @given(
     rounds=st.lists(st.tuples(texts, texts), min_size=1, max_size=3),
     image=st.booleans(),
     listed=st.booleans(),
-    name=st.sampled_from(CHAT),
 )
 def test_the_jinja_template_equals_the_renderer(
-    rounds: list[tuple[str, str]], image: bool, listed: bool, name: str, tokenizer: Any, image_token_id: int
+    rounds: list[tuple[str, str]], image: bool, listed: bool, name: str, kind: str, tokenizers: dict[str, Any]
 ) -> None:
-    template = get_template(name)
+    template, tokenizer = get_template(name), tokenizers[kind]
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     turns, messages = [], []
     for number, (question, answer) in enumerate(rounds):
         shown = image and number == 0
@@ -165,7 +198,10 @@ def test_the_jinja_template_equals_the_renderer(
     whole = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, **chat)
     rendered = template.render(turns, tokenizer, image_token_id)
     assert whole["input_ids"] == rendered.input_ids
-    if name != "v0":  # LLaVA's mask of v0 is not "the answers"
+    # LLaVA's mask of v0 is not "the answers"; and transformers finds no token at the space in front of an answer where
+    # the tokenizer's offsets leave spaces out.
+    space_is_lost = kind.startswith("llama_3") and template.assistant.before.endswith(" ")
+    if name != "v0" and not space_is_lost:
         assert whole["assistant_masks"] == [int(label != IGNORE_INDEX) for label in rendered.labels]
 
 
@@ -234,7 +270,17 @@ def test_a_prompt_must_end_with_a_question(tokenizer: Any, image_token_id: int) 
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("default", "v0"), ("llava_v0", "v0"), ("vicuna_v1", "v1"), ("v0_plain", "plain"), ("llava_v1", "llava_v1")],
+    [
+        ("default", "v0"),
+        ("llava_v0", "v0"),
+        ("vicuna_v1", "v1"),
+        ("v0_plain", "plain"),
+        ("llava_v1", "llava_v1"),
+        ("llava_mistral_instruct", "mistral_instruct"),
+        ("chatml", "qwen2"),
+        ("qwen_1_5", "qwen2"),
+        ("llava_llama_3", "llava_llama_3"),
+    ],
 )
 def test_llavas_names_are_known(alias: str, name: str) -> None:
     assert get_template(alias).name == name
@@ -243,6 +289,14 @@ def test_llavas_names_are_known(alias: str, name: str) -> None:
 def test_an_unknown_template_is_refused_with_the_names() -> None:
     with pytest.raises(UserError, match=r"'v7'.*plain, v0, v1"):
         get_template("v7")
+
+
+def test_a_template_of_another_family_is_refused(tokenizers: dict[str, Any]) -> None:
+    for name, kind, token in (("qwen2", "llama_3", "im_start"), ("llama_3", "llama", "start_header_id")):
+        tokenizer = tokenizers[kind]
+        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        with pytest.raises(UserError, match=rf"'{name}' needs the token '<.{token}.>'"):
+            get_template(name).render_prompt([human("A?")], tokenizer, image_token_id)
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(image_token_id: int) -> None:
@@ -263,4 +317,4 @@ def _spoken(labels: list[int], tokenizer: Any) -> list[str]:
         previous = label
     # A leading token keeps the decoder from stripping the run's own first space.
     lead = tokenizer.convert_tokens_to_ids(":")
-    return [tokenizer.decode([lead, *run])[1:] for run in runs]
+    return [tokenizer.decode([lead, *run], clean_up_tokenization_spaces=False)[1:] for run in runs]
