@@ -12,12 +12,13 @@ from llava_sp.utils.importing import when_imported
 if TYPE_CHECKING:
     from llava_sp.model.configuration_llava_sp import LlavaSPConfig
     from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
+    from llava_sp.model.loading import load
     from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM, LlavaSPModel
     from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 
 __version__ = "0.1.0"
 
-__all__ = ["LlavaSPConfig", "LlavaSPForCausalLM", "LlavaSPImageProcessor", "LlavaSPModel", "LlavaSPProcessor"]
+__all__ = ["LlavaSPConfig", "LlavaSPForCausalLM", "LlavaSPImageProcessor", "LlavaSPModel", "LlavaSPProcessor", "load"]
 
 _HOME = {
     "LlavaSPConfig": "llava_sp.model.configuration_llava_sp",
@@ -25,6 +26,7 @@ _HOME = {
     "LlavaSPImageProcessor": "llava_sp.model.image_processing_llava_sp",
     "LlavaSPModel": "llava_sp.model.modeling_llava_sp",
     "LlavaSPProcessor": "llava_sp.model.processing_llava_sp",
+    "load": "llava_sp.model.loading",
 }
 
 

@@ -27,6 +27,8 @@ class Card:
         stage: The stage that trained it: `pretrain`, `finetune`, `finetune_lora`, or `import`.
         conversation_template: The conversation it was tuned with.
         spatial: The fields that make the variant.
+        fingerprint: The weights of `llm` and `vision_tower` that it was trained with, where they do not lie here; see
+            `llava_sp.model.fingerprint`. Empty in older cards.
         details: Whatever else its maker knows: data, hyper-parameters, git state, step.
         versions: Versions of the packages that wrote it.
         format: Version of this file's format.
@@ -37,6 +39,7 @@ class Card:
     stage: str
     conversation_template: str
     spatial: dict[str, Any]
+    fingerprint: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
     format: int = FORMAT
@@ -53,10 +56,11 @@ class Card:
             UserError: It is not one, or a later version of this package wrote it.
         """
         fields = read_json(path)
-        known = {item.name for item in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT or not known >= set(fields):
+        required = {"kind", "parts", "stage", "conversation_template", "spatial"}
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT or not required <= set(fields):
             raise UserError(f"{path} is no card of format {FORMAT}. Was it written by a later version of llava_sp?")
-        return cls(**fields)
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in fields.items() if name in known})
 
 
 def package_versions() -> dict[str, str]:

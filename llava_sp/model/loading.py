@@ -7,19 +7,22 @@ A checkpoint's folder holds its configuration, its processor, its card (`llava_s
 - `adapter`: a PEFT folder with the LoRA matrices and the whole projector. The card names what they stand on.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import BitsAndBytesConfig, GenerationConfig
 from transformers.utils import cached_file
 
 from llava_sp.model.card import CARD_NAME, Card, Kind
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.fingerprint import fingerprint, same_weights
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.partial import load_adapter, load_projector, refuse_misfits, save_adapter, save_projector
 from llava_sp.model.parts import (
     absolute,
     assemble,
@@ -31,12 +34,11 @@ from llava_sp.model.parts import (
     make_processor,
 )
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.quantization import Quantization, compute_in, quantization_config
 from llava_sp.model.trainable import plain_model, trainable_parameter_groups
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import atomic_path, read_json
+from llava_sp.utils.files import read_json, staged
 
-PROJECTOR_NAME = "projector.safetensors"
-PROJECTOR_PREFIX = "model.multi_modal_projector."
 SPATIAL_FIELDS = (
     "sfe_maps",
     "sfe_operator",
@@ -100,11 +102,13 @@ def build(
 
 def load(
     path: str | Path,
-    *,
     base: str | None = None,
     dtype: torch.dtype | str = "auto",
     device_map: str | dict | None = None,
+    quantization: Quantization | BitsAndBytesConfig | None = None,
+    *,
     merge: bool = True,
+    allow_other_base: bool = False,
     **llm_arguments: Any,
 ) -> tuple[LlavaSPForCausalLM | PeftModel, LlavaSPProcessor]:
     """Loads any checkpoint of this project by its path alone.
@@ -115,34 +119,45 @@ def load(
             vision tower is then the card's).
         dtype: Type of the weights; `"auto"` takes the checkpoint's.
         device_map: Where the weights go, as for transformers; `None` for the CPU.
-        merge: Whether to merge LoRA into the LLM; otherwise a `PeftModel` is returned, its adapter trainable.
+        quantization: `"4bit"` or `"8bit"` to quantise the LLM's linear layers with bitsandbytes while loading, or its
+            settings; see `llava_sp.model.quantization`.
+        merge: Whether to merge LoRA into the LLM; otherwise a `PeftModel` is returned, its adapter trainable. LoRA is
+            never merged into quantised weights, which would round it away: it is then at work beside them.
+        allow_other_base: Takes a base although its weights are not those that the checkpoint was trained with.
         **llm_arguments: Passed on to `from_pretrained` of the model or of its LLM.
 
     Returns:
         The model in evaluation mode, and its processor.
 
     Raises:
-        UserError: There is no checkpoint, a part that it names is missing, or its weights do not fit; the message
-            names the folder.
+        UserError: There is no checkpoint, a part that it names is missing, its weights are damaged or do not fit, or
+            it was trained with another base; the message names the folder.
     """
     path = str(path)
     card = read_card(path)
     with explained("the processor of the checkpoint", path):
         processor = LlavaSPProcessor.from_pretrained(path)
+    if quantization is not None:
+        if isinstance(quantization, str):
+            quantization = quantization_config(quantization)
+        llm_arguments["quantization_config"] = quantization
     if card is None or card.kind == "full":
-        with explained("the checkpoint", path):
-            model = LlavaSPForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **llm_arguments)
-        return model.eval(), processor
+        return _load_full(path, dtype=dtype, device_map=device_map, **llm_arguments), processor
 
+    if quantization is not None and isinstance(device_map, str) and device_map != "auto":
+        llm_arguments["device_map"] = device_map  # bitsandbytes is quicker on the GPU
     model = _load_base(path, card, base, dtype=dtype, **llm_arguments)
+    if not allow_other_base:
+        _check_base(path, card, base, model)
+    with explained("the generation_config.json of the checkpoint", path):
+        model.generation_config = GenerationConfig.from_pretrained(path)
     if card.kind == "projector":
-        _load_projector(model, path)
+        load_projector(model, path)
     else:
-        with explained("the adapter", path):
-            model = PeftModel.from_pretrained(model, path, is_trainable=not merge)
+        model = load_adapter(model, path, trainable=not merge)
         if merge:
-            origin, model = model.origin, model.merge_and_unload()
-            model.origin = origin
+            model = model.get_base_model() if quantization is not None else model.merge_and_unload()
+            _remember_origin(model, {"model": absolute(path)})
     return _place(model.eval(), device_map), processor
 
 
@@ -170,31 +185,41 @@ def save(
 
     Returns:
         The card that was written.
+
+    Raises:
+        UserError: The files cannot be written, as on a full disk; what the folder held before is still there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     plain = plain_model(model)
     kind = checkpoint_kind(model)
     origin = plain.origin or {"model": absolute(plain.config.name_or_path)}  # the latter after `from_pretrained`
     card = Card(
         kind=kind,
         parts={} if kind == "full" else origin,
+        fingerprint={} if kind == "full" else plain.fingerprint or {},
         stage=stage,
         conversation_template=processor.conversation_template,
         spatial={name: getattr(plain.config, name) for name in SPATIAL_FIELDS},
         details=details or {},
     )
-    if kind == "full":
-        plain.save_pretrained(folder, state_dict=state_dict)
-    else:
-        plain.config.save_pretrained(folder)
-        plain.generation_config.save_pretrained(folder)
-        if kind == "adapter":
-            _save_adapter(model, folder, origin, state_dict)
-        else:
-            _save_projector(model, folder, state_dict)
-    processor.save_pretrained(folder)
-    card.write(folder)
+    try:
+        with staged(folder, last=CARD_NAME) as staging:
+            if kind == "full":
+                plain.save_pretrained(staging, state_dict=state_dict)
+            else:
+                config = copy.copy(plain.config)
+                config.__dict__.pop("quantization_config", None)  # how this run held its base is not the checkpoint's
+                config.save_pretrained(staging)
+                plain.generation_config.save_pretrained(staging)
+            if kind == "adapter":
+                save_adapter(model, staging, origin.get("model") or origin["llm"], state_dict)
+            if kind == "projector":
+                save_projector(model, staging, state_dict)
+            processor.save_pretrained(staging)
+            card.write(staging)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"Cannot save to {folder}, and nothing of it was kept: {error}. Is the disk full, or the folder read-only?"
+        ) from error
     return card
 
 
@@ -239,9 +264,31 @@ def _from_parts(
     config: LlavaSPConfig, parts: dict[str, str], *, dtype: torch.dtype | str, seed: int = 0, **llm_arguments: Any
 ) -> LlavaSPForCausalLM:
     llm = load_llm(parts["llm"], dtype, **llm_arguments)
+    compute_in(llm, llm.dtype)
     model = assemble(config, load_tower(parts["vision_tower"], llm.dtype), llm, seed=seed)
-    model.origin = parts
+    _remember_origin(model, parts)
     return model
+
+
+def _remember_origin(model: LlavaSPForCausalLM, parts: dict[str, str]) -> None:
+    """Keeps what a partial checkpoint of this model will stand on, while the weights are still as they were loaded."""
+    model.origin = parts
+    model.fingerprint = {
+        "llm": fingerprint(model.model.language_model),
+        "vision_tower": fingerprint(model.model.vision_tower),
+    }
+
+
+def _load_full(path: str, **arguments: Any) -> LlavaSPForCausalLM:
+    with explained("the checkpoint", path):
+        model, info = LlavaSPForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    misfits = {*info["missing_keys"], *info["unexpected_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    refuse_misfits(misfits, f"The checkpoint {path} does not fit its own configuration", "Was it saved completely?")
+    compute_in(model, model.dtype)
+    _remember_origin(model, {"model": absolute(path)})
+    return model.eval()
 
 
 def _load_base(path: str, card: Card, base: str | None, **arguments: Any) -> LlavaSPForCausalLM:
@@ -257,42 +304,17 @@ def _load_base(path: str, card: Card, base: str | None, **arguments: Any) -> Lla
     return _from_parts(LlavaSPConfig.from_pretrained(path), parts, **arguments)
 
 
-def _load_projector(model: LlavaSPForCausalLM, path: str) -> None:
-    projector = model.model.multi_modal_projector
-    try:
-        with explained("the projector", path):
-            found = load_file(cached_file(path, PROJECTOR_NAME))
-    except SafetensorError as error:
-        raise UserError(f"{path}/{PROJECTOR_NAME} is damaged ({error}). Take another checkpoint.") from error
-    found = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in found.items()}
-    wanted = {name: tensor.shape for name, tensor in projector.state_dict().items()}
-    misfits = sorted(
-        name for name in wanted.keys() | found.keys() if name not in found or wanted.get(name) != found[name].shape
-    )
-    if misfits:
-        raise UserError(
-            f"{path}/{PROJECTOR_NAME} does not fit this model: {len(misfits)} tensors are missing, left over or of "
-            f"another shape, first {misfits[0]!r}. Is it another variant, or does it stand on another LLM or tower?"
-        )
-    projector.load_state_dict(found)
-
-
-def _save_projector(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
-    state_dict = model.state_dict() if state_dict is None else state_dict
-    chosen = {
-        name: tensor.contiguous().cpu() for name, tensor in state_dict.items() if name.startswith(PROJECTOR_PREFIX)
-    }
-    with atomic_path(folder / PROJECTOR_NAME) as temporary:
-        save_file(chosen, temporary, metadata={"format": "pt"})
-
-
-def _save_adapter(
-    model: PeftModel, folder: Path, origin: dict[str, str], state_dict: dict[str, torch.Tensor] | None
-) -> None:
-    model.peft_config[model.active_adapter].base_model_name_or_path = origin.get("model", origin.get("llm"))
-    # The LLM's embedding is not trained: PEFT would save it, seeing that its rows are not those of the bare LLM.
-    model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form of questions that nobody has answered
+def _check_base(path: str, card: Card, base: str | None, model: LlavaSPForCausalLM) -> None:
+    """Checks that a base has the weights that a checkpoint was trained with, as far as its card tells."""
+    found = model.fingerprint or {}
+    for part, name in (("llm", "LLM"), ("vision_tower", "vision tower")):
+        if part in card.fingerprint and part in found and not same_weights(card.fingerprint[part], found[part]):
+            used = base or card.parts.get(part) or card.parts["model"]
+            raise UserError(
+                f"{path} was trained with another {name} than that of {used}: its weights differ. Give what it stands "
+                "on as its base (--model-base), or take this one all the same (allow_other_base=True, "
+                "--allow-other-base)."
+            )
 
 
 def _place(model: nn.Module, device_map: str | dict | None) -> nn.Module:

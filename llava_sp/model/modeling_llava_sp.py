@@ -95,9 +95,11 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
 
     Attributes:
         origin: Where the weights came from that training may leave as they are: `llm` and `vision_tower`, or `model`.
+        fingerprint: What those weights of `llm` and `vision_tower` were, see `llava_sp.model.fingerprint`.
     """
 
     origin: dict[str, str] | None = None
+    fingerprint: dict[str, str] | None = None
 
     def __init__(self, config: LlavaSPConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
@@ -119,6 +121,7 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         if path is None or not loading.is_partial(str(path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         passed = {name: value for name, value in kwargs.items() if name not in ("config", "adapter_kwargs")}
+        passed["quantization"] = passed.pop("quantization_config", None)
         return loading.load(path, **passed)[0]
 
     def forward(

@@ -89,6 +89,22 @@ def resolve_inside(root: str | Path, relative: str) -> Path:
 
 
 @contextmanager
+def staged(path: str | Path, *, last: str) -> Iterator[Path]:
+    """Yields a temporary folder inside `path`, made if need be; its files move to `path` when the block ends well.
+
+    Args:
+        path: A folder, which may hold other files. Files of the same name are replaced.
+        last: Name of the file that moves after all others: where it is, they are.
+    """
+    target = Path(path)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving.", dir=target) as name:
+        yield Path(name)
+        for file in sorted(Path(name).iterdir(), key=lambda file: file.name == last):
+            file.replace(target / file.name)
+
+
+@contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it becomes `path` when the block ends well, else it is removed.
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_sp import LlavaSPForCausalLM, LlavaSPProcessor
 from llava_sp.model import loading, trainable
+from llava_sp.model.partial import PROJECTOR_NAME
 from llava_sp.model.variants import VARIANTS
 from llava_sp.utils.errors import UserError
 
@@ -166,7 +167,7 @@ def test_missing_and_misfitting_checkpoints_are_named(tiny_parts, tmp_path):
         trainable.set_trainable(model, ["projector"])
         folders[variant] = tmp_path / variant
         loading.save(model, processor, folders[variant], stage="pretrain")
-    name = loading.PROJECTOR_NAME
+    name = PROJECTOR_NAME
     (folders["cropping"] / name).write_bytes((folders["pooling"] / name).read_bytes())
     with pytest.raises(UserError, match="does not fit this model"):
         loading.load(folders["cropping"])
