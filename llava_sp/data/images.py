@@ -1,6 +1,7 @@
-"""The one place that opens image files, which come from data that nobody has vetted."""
+"""The one place that opens images, which come from data and requests that nobody has vetted."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -36,22 +37,35 @@ def load_image(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) ->
         raise SampleError(Problem.IMAGE_OUTSIDE, str(error)) from None
     if not path.is_file():
         raise SampleError(Problem.IMAGE_MISSING, f"The image {path} does not exist.")
+    return decode_image(path, f"The image {path} ({path.stat().st_size} bytes)", max_pixels)
+
+
+def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file, or its bytes, as `load_image` does.
+
+    Args:
+        source: Path of the file, or its content.
+        name: What errors call it; they begin with it.
+        max_pixels: Limit of width x height.
+
+    Raises:
+        SampleError: It is corrupt, not an image, or too large.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if width * height <= max_pixels:
                 return image.convert("RGB")
     except Image.DecompressionBombError:  # Pillow's own limit, from the header as well
-        raise _too_large(path, "far too many", max_pixels) from None
+        raise _too_large(name, "far too many", max_pixels) from None
     except Exception as error:  # decoders raise anything on corrupt bytes: SyntaxError, struct.error, IndexError, ...
         what = "it is no known image format" if isinstance(error, UnidentifiedImageError) else error
-        message = f"The image {path} ({path.stat().st_size} bytes) cannot be decoded: {what}."
-        raise SampleError(Problem.IMAGE_CORRUPT, message) from error
-    raise _too_large(path, f"{width} x {height}", max_pixels)
+        raise SampleError(Problem.IMAGE_CORRUPT, f"{name} cannot be decoded: {what}.") from error
+    raise _too_large(name, f"{width} x {height}", max_pixels)
 
 
-def _too_large(path: Path, pixels: str, max_pixels: int) -> SampleError:
+def _too_large(name: str, pixels: str, max_pixels: int) -> SampleError:
     return SampleError(
         Problem.IMAGE_TOO_LARGE,
-        f"The image {path} has {pixels} pixels; at most {max_pixels:,} are decoded. Shrink it, or drop the sample.",
+        f"{name} has {pixels} pixels; at most {max_pixels:,} are decoded. Shrink it, or drop it.",
     )

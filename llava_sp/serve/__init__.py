@@ -1,0 +1,1 @@
+"""Serving: an OpenAI-compatible server, a chat in the terminal, and what vLLM needs to know."""

@@ -1,0 +1,100 @@
+"""What a chat request may hold, in OpenAI's form, and its images decoded.
+
+The form is closed: a request names no file, no address and no code, and fields that are not here never reach the model.
+"""
+
+import base64
+import binascii
+import io
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from llava_sp.constants import IMAGE_TOKEN
+from llava_sp.data.images import decode_image
+from llava_sp.utils.errors import UserError
+
+DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
+
+
+class TextPart(BaseModel):
+    """A stretch of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageURL(BaseModel):
+    """Where an image is: in the address itself, see `DATA_URL`."""
+
+    url: str
+
+
+class ImagePart(BaseModel):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+class Message(BaseModel):
+    """What one speaker says."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class ChatRequest(BaseModel):
+    """The fields of OpenAI's chat completion that are followed; others are ignored."""
+
+    messages: list[Message] = Field(min_length=1)
+    model: str | None = None
+    stream: bool = False
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+
+
+def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """Returns the messages as a chat template takes them: content in parts, images decoded.
+
+    Raises:
+        UserError: An image is no data URL, cannot be decoded or is too large; a message has several images, or writes
+            the placeholder of one.
+    """
+    return [{"role": message.role, "content": _parts(message)} for message in messages]
+
+
+def _parts(message: Message) -> list[dict[str, Any]]:
+    if isinstance(message.content, str):
+        content: list[TextPart | ImagePart] = [TextPart(type="text", text=message.content)]
+    else:
+        content = list(message.content)
+    if sum(isinstance(part, ImagePart) for part in content) > 1:
+        raise UserError("A message may hold one image; ask about several in messages of their own.")
+    if any(IMAGE_TOKEN in part.text for part in content if isinstance(part, TextPart)):
+        raise UserError(f"A message must not hold {IMAGE_TOKEN!r}; send the image as a part of type 'image_url'.")
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "image", "image": _image(part.image_url.url)}
+        for part in content
+    ]
+
+
+def _image(url: str) -> Any:
+    """Decodes a data URL; nothing is ever fetched or read from a disk."""
+    start = DATA_URL.match(url)
+    if start is None:
+        raise UserError(
+            f"An image must be a data URL (data:image/png;base64,...), not {url[:40]!r}: nothing is fetched here."
+        )
+    try:
+        content = base64.b64decode(url[start.end() :], validate=True)
+    except binascii.Error as error:
+        raise UserError(f"The image of the request is not base64: {error}.") from None
+    return decode_image(io.BytesIO(content), f"The image of the request ({len(content)} bytes)")

@@ -1,0 +1,154 @@
+"""`python -m llava_sp.serve openai`: one model behind OpenAI's chat API, by transformers' own serving code.
+
+Taken from `transformers serve`: generation in a thread of its own, streaming, and the form of answers. Not taken: its
+application and its loading. With them any client loads any model by name and has any file or address read as an image,
+and only models that are part of transformers are found.
+"""
+
+import argparse
+import copy
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from jinja2 import TemplateError
+from transformers import GenerationConfig
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
+
+from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse_flags
+from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.serve.requests import ChatRequest, Message, template_messages
+from llava_sp.utils.errors import UserError
+
+MAX_NEW_TOKENS = 1024
+"""Longest answer in tokens, where a request does not say."""
+
+
+def main(argv: list[str]) -> None:
+    """Loads the model and serves it until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.serve openai", description=__doc__.partition("\n")[0])
+    add_model_flags(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    options = parse_flags(parser, argv)
+
+    check_model_flags(options)
+    model, processor, template = load_model(options)
+    processor.chat_template = template.chat_template()
+    path = Path(options.model_path)
+    name = path.resolve().name if path.exists() else options.model_path
+    uvicorn.run(make_app(model, processor, name, stop=template.stop), host=options.host, port=options.port)
+
+
+def make_app(model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, *, stop: str) -> FastAPI:
+    """Builds the application: `/v1/chat/completions`, `/v1/models` and `/health`.
+
+    Args:
+        model: The model in evaluation mode.
+        processor: Its processor, with a chat template.
+        name: What clients call the model.
+        stop: Text that ends an answer of its conversation.
+    """
+    chat = _Chat(model, processor, name, stop)
+    app = FastAPI(title="LLaVA-SP", openapi_url=None)
+    started = int(time.time())
+
+    @app.post("/v1/chat/completions")
+    async def complete(body: ChatRequest) -> Response:
+        return await chat.handle_request(dict(body), f"chatcmpl-{uuid.uuid4()}")
+
+    @app.get("/v1/models")
+    def list_models() -> dict[str, Any]:
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": started, "owned_by": "llava_sp"}],
+        }
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.exception_handler(UserError)
+    @app.exception_handler(TemplateError)  # what the conversation has no place for
+    def refuse(_: Request, error: Exception) -> JSONResponse:
+        return _error(str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def refuse_form(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return _error(f"{'.'.join(str(step) for step in first['loc'][1:])}: {first['msg']}.")
+
+    return app
+
+
+class _Images:
+    """Tells transformers' handler that the model takes images; it looks that up for its own models alone."""
+
+    @staticmethod
+    def get_model_modality(*_: Any, **__: Any) -> Modality:
+        return Modality.VLM
+
+
+class _Generation(GenerationState):
+    """One thread that generates, whatever the request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.manager = _TokenizerGeneration()
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> GenerateManager:
+        return self.manager
+
+
+class _TokenizerGeneration(GenerateManager):
+    """Gives generation the tokenizer, which stop strings need, where transformers gives it the processor."""
+
+    def generate_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
+
+    async def generate_non_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().generate_non_streaming(model, processor.tokenizer, *args, **kwargs)
+
+
+class _Chat(ChatCompletionHandler):
+    """Answers chat requests that have been checked, always with the same model."""
+
+    _valid_params_class = None
+
+    def __init__(self, model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, stop: str) -> None:
+        super().__init__(_Images, _Generation())
+        self.served = name, model, processor
+        self.stop = stop
+
+    def _resolve_model(self, body: dict) -> tuple[str, LlavaSPForCausalLM, LlavaSPProcessor]:
+        name = self.served[0]
+        if body["model"] not in (None, name):
+            raise UserError(f"model: {body['model']!r} is not served here; the only model is {name!r}.")
+        return self.served
+
+    @staticmethod
+    def get_processor_inputs_from_messages(messages: list[Message], modality: Modality) -> list[dict[str, Any]]:
+        return template_messages(messages)
+
+    def _build_generation_config(
+        self, body: dict, model_generation_config: GenerationConfig, use_cb: bool = False
+    ) -> GenerationConfig:
+        config = copy.deepcopy(model_generation_config)
+        stop = body["stop"] or []
+        config.stop_strings = [self.stop, *([stop] if isinstance(stop, str) else stop)]
+        config.max_new_tokens = body["max_completion_tokens"] or body["max_tokens"] or MAX_NEW_TOKENS
+        config.do_sample = body["temperature"] > 0
+        if config.do_sample:
+            config.temperature, config.top_p, config.top_k = body["temperature"], body["top_p"], 0
+        return config
+
+
+def _error(message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=400)
