@@ -6,6 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig, PreTrainedConfig
 
+from llava_sp.model.tiles import TileLayout
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
@@ -37,6 +38,10 @@ class LlavaSPConfig(LlavaConfig):
         dfi_fusion: How several attended features join: `"concat"` on channels, or `"sum"`. The SFE token is always
             concatenated in front.
         spatial_bias: Whether the output projection of the spatial tokens has a bias.
+        image_grid_pinpoints: AnyRes: sizes `[height, width]` in pixels of the grids of tiles that an image may be laid
+            out on, the tower's side or multiples of it (LLaVA's own lists are `(width, height)`). Of grids that fit an
+            image equally well the first is taken. `None` for one tile an image.
+        patch_merge_type: AnyRes: how an image's tiles become one sequence, see `TileLayout`; `"flat"` for one tile.
         llm_vocab_size: Rows of the vocabulary that the LLM was trained with. Later rows exist for `<image>` and for
             padding; they are never generated. `None` means all rows.
 
@@ -58,6 +63,8 @@ class LlavaSPConfig(LlavaConfig):
     dfi_stride: int = 2
     dfi_fusion: Literal["concat", "sum"] = "concat"
     spatial_bias: bool = False
+    image_grid_pinpoints: list[list[int]] | None = None
+    patch_merge_type: Literal["flat", "spatial", "spatial_unpad"] = "flat"
     llm_vocab_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -70,6 +77,7 @@ class LlavaSPConfig(LlavaConfig):
         if self.dfi_kernels is None:
             self.dfi_kernels = [2 * self.grid_side // 3] if spatial and self.sfe_operator == "conv" else []
         self._check_spatial_fields()
+        self._check_tile_fields()
         self.num_spatial_tokens = len(self.sfe_sides)
         self.image_seq_length = self.num_spatial_tokens + self.grid_side**2
         if self.llm_vocab_size is None:
@@ -97,6 +105,19 @@ class LlavaSPConfig(LlavaConfig):
         """Channels C of a patch feature: the tower's hidden size, times the number of layers that are concatenated."""
         layers = 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
         return self.vision_config.hidden_size * layers
+
+    @property
+    def tile_layout(self) -> TileLayout | None:
+        """How an image is laid out on several tiles (AnyRes); `None` for one tile an image."""
+        if self.image_grid_pinpoints is None:
+            return None
+        return TileLayout(
+            self.image_grid_pinpoints,
+            self.patch_merge_type,
+            tile_side=self.vision_config.image_size,
+            grid_side=self.grid_side,
+            spatial_tokens=self.num_spatial_tokens,
+        )
 
     def _check_spatial_fields(self) -> None:
         n = self.grid_side
@@ -129,6 +150,23 @@ class LlavaSPConfig(LlavaConfig):
                 raise UserError(f"dfi_kernels: a kernel of {kernel} does not fit the {n} x {n} grid; use 1 to {n}.")
         if self.sfe_operator == "transformer":
             self._check_transformer_fields()
+
+    def _check_tile_fields(self) -> None:
+        side = self.vision_config.image_size
+        if self.image_grid_pinpoints is None:
+            if self.patch_merge_type != "flat":
+                raise UserError(
+                    f"patch_merge_type {self.patch_merge_type!r} lays out several tiles, and an image is one: give "
+                    "image_grid_pinpoints too (in training, --image_aspect_ratio anyres), or leave it at 'flat'."
+                )
+            return
+        if not self.image_grid_pinpoints:
+            raise UserError("image_grid_pinpoints is empty; name at least one grid, or None for one tile.")
+        for size in self.image_grid_pinpoints:
+            if len(size) != 2 or any(length < 1 or length % side for length in size):
+                raise UserError(
+                    f"image_grid_pinpoints: {size} is no [height, width] in multiples of the tower's {side} pixels."
+                )
 
     def _check_transformer_fields(self) -> None:
         width = self.feature_channels

@@ -3,8 +3,10 @@
 from typing import Any
 
 from transformers import LlavaProcessor
+from transformers.processing_utils import MultiModalData
 
 from llava_sp.constants import IMAGE_TOKEN
+from llava_sp.model.tiles import TileLayout
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.tokenization import restore_sentencepiece_prefix
 
@@ -21,6 +23,7 @@ class LlavaSPProcessor(LlavaProcessor):
         image_token: The placeholder of an image in the text.
         num_additional_image_tokens: Tokens of an image beside its patches: the spatial ones, and the class token.
         conversation_template: Name of the conversation template that the model was tuned with, such as `"v1"`.
+        patch_merge_type: How the tiles of an AnyRes image become one sequence, as in the model's configuration.
         **kwargs: Passed on to `LlavaProcessor`.
 
     Raises:
@@ -37,6 +40,7 @@ class LlavaSPProcessor(LlavaProcessor):
         image_token: str = IMAGE_TOKEN,
         num_additional_image_tokens: int = 0,
         conversation_template: str = "v1",
+        patch_merge_type: str = "flat",
         **kwargs: Any,
     ) -> None:
         if image_token not in tokenizer.get_vocab():
@@ -56,8 +60,46 @@ class LlavaSPProcessor(LlavaProcessor):
             **kwargs,
         )
         self.conversation_template = conversation_template
+        self.patch_merge_type = patch_merge_type
+
+    @property
+    def tile_layout(self) -> TileLayout | None:
+        """How an image is laid out on several tiles (AnyRes); `None` for one tile an image."""
+        if self.image_processor.image_aspect_ratio != "anyres":
+            return None
+        return TileLayout(
+            self.image_processor.image_grid_pinpoints,
+            self.patch_merge_type,
+            tile_side=self._side,
+            grid_side=self._side // self.patch_size,
+            spatial_tokens=self.num_image_tokens - (self._side // self.patch_size) ** 2,
+        )
 
     @property
     def num_image_tokens(self) -> int:
-        """Visual tokens of one image, T + N: 6 + 576 in the paper's models."""
-        return self._get_num_multimodal_tokens(image_sizes=[(1, 1)])["num_image_tokens"][0]
+        """Visual tokens of one view, T + N: 6 + 576 in the paper's models."""
+        has_class_token = self.vision_feature_select_strategy == "default"
+        return (self._side // self.patch_size) ** 2 + self.num_additional_image_tokens - has_class_token
+
+    def num_image_tokens_of(self, height: int, width: int) -> int:
+        """Returns the number of visual tokens of an image of some pixels; its size matters for AnyRes alone."""
+        layout = self.tile_layout
+        return self.num_image_tokens if layout is None else layout.count_tokens(height, width)
+
+    @property
+    def _side(self) -> int:
+        return self.image_processor.crop_size["height"]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """Returns as many `<image>` as an image has visual tokens; transformers calls it when it expands a text."""
+        if "image_sizes" not in image_inputs:
+            return super().replace_image_token(image_inputs, image_idx, **kwargs)
+        height, width = map(int, image_inputs["image_sizes"][image_idx])
+        return self.image_token * self.num_image_tokens_of(height, width)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """Counts the visual tokens of images of some sizes (height, width); serving engines ask for it."""
+        counted = super()._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if image_sizes is not None and self.tile_layout is not None:
+            counted.num_image_tokens = [self.num_image_tokens_of(height, width) for height, width in image_sizes]
+        return counted
