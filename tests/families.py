@@ -38,6 +38,9 @@ QWEN_SPARE_ROWS = 40
 """Rows of the embedding without a token, of which Qwen has several hundred."""
 
 
+SIGLIP_TEXT = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+
+
 def llama_3_tokenizer(eos: str = "<|eot_id|>", extra: tuple[str, ...] = ("<|finetune_right_pad_id|>",)) -> Any:
     """Llama 3's kind: byte-level, a begin token by default, offsets without leading spaces, no padding token."""
     backend = _byte_level(digits=3)
@@ -133,14 +136,14 @@ def make_llm(folder: Path, name: str) -> Path:
     return folder
 
 
-def make_siglip(folder: Path, *, image_size: int = 28, patch_size: int = 4, whole: bool = False) -> Path:
+def make_siglip(folder: Path, *, image_size: int = 52, patch_size: int = 4, whole: bool = False) -> Path:
     """Saves a random SigLIP tower (16 channels, 3 layers), or a whole SigLIP, with its image processor.
 
     Its image processor stretches images to a square and crops nothing, as SigLIP's does.
     """
     part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
     vision = {**part, "image_size": image_size, "patch_size": patch_size}
-    config = SiglipConfig(vision_config=vision, text_config={**part, "vocab_size": VOCABULARY})
+    config = SiglipConfig(vision_config=vision, text_config={**part, **SIGLIP_TEXT})
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = SiglipModel(config)

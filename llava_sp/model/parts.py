@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,6 +28,12 @@ from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
+
+PADDING_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
+"""Unused tokens of Llama 3.1 and Llama 3, whose tokenizers name none for padding."""
+
+SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Fields of LLMs whose logits are more than the head's product (Gemma 2, Cohere, Granite), unless None or 1."""
 
 
 def configure(
@@ -51,8 +58,11 @@ def configure(
     """
     with explained("the LLM", llm):
         text_config = AutoConfig.from_pretrained(llm)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    fields = {**variant_fields(variant), **(overrides or {})}
+    ids = tokenizer.get_vocab()
+    image_token_id = ids.pop(IMAGE_TOKEN)
+    # Some embeddings have more rows than there are tokens (Qwen's); `<image>` then takes one of those.
+    rows = {"llm_vocab_size": min(text_config.vocab_size, max(ids.values()) + 1)}
+    fields = {**rows, **variant_fields(variant), **(overrides or {})}
     return join_configs(text_config, load_vision_config(vision_tower), image_token_id, fields)
 
 
@@ -93,7 +103,11 @@ def assemble(
 
     Returns:
         The model in evaluation mode, of the LLM's dtype.
+
+    Raises:
+        UserError: The LLM makes its logits in another way than by a plain matrix.
     """
+    _check_head(llm)
     _make_room(llm, config.text_config.vocab_size)
     with torch.device("meta"):
         model = LlavaSPForCausalLM(config)
@@ -145,7 +159,9 @@ def load_tokenizer(llm: str, max_length: int = 2048) -> PreTrainedTokenizerBase:
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        known = tokenizer.get_vocab()
+        reserved = [token for token in PADDING_TOKENS if token in known]
+        tokenizer.pad_token = tokenizer.unk_token or next(iter(reserved), tokenizer.eos_token)
     tokenizer.model_max_length = max_length
     tokenizer.padding_side = "left"
     return tokenizer
@@ -182,6 +198,21 @@ def make_processor(
     )
 
 
+def set_endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: int | None) -> None:
+    """Tells generation by which tokens an answer ends, and by which finished rows of a batch are filled up.
+
+    Args:
+        model: The model; its `generation_config` is changed. The ends that it knows already stay.
+        tokenizer: Its tokenizer from `load_tokenizer`.
+        end_of_turn: Id of the token by which the conversation's answers end, if one token does.
+    """
+    generation = model.generation_config
+    known = generation.eos_token_id
+    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, end_of_turn}
+    generation.eos_token_id = sorted(end for end in ends if end is not None)
+    generation.pad_token_id = tokenizer.pad_token_id
+
+
 @contextmanager
 def explained(what: str, name: str) -> Iterator[None]:
     """Turns the library's many ways of not finding something into one sentence that says what was not found."""
@@ -189,6 +220,8 @@ def explained(what: str, name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except SafetensorError as error:
+        raise UserError(f"Cannot load {what} from {name!r}: a file is damaged ({error}). Get it again.") from error
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
@@ -218,6 +251,8 @@ def _image_processor(config: LlavaSPConfig, vision_tower: str, image_aspect_rati
 @torch.random.fork_rng(devices=[])
 def _has_class_token(vision_config: PreTrainedConfig) -> bool:
     """Tells by the length of the tower's output, from shapes alone."""
+    if not isinstance(getattr(vision_config, "image_size", None), int):
+        raise UserError(f"The vision tower {vision_config.model_type!r} does not take images of one square image size.")
     with torch.device("meta"):
         tower = AutoModel.from_config(vision_config)
         side = vision_config.image_size
@@ -235,6 +270,15 @@ def _rows_with_room(rows: int, image_token_id: int) -> int:
     if image_token_id < rows:
         return rows
     return -(-(image_token_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def _check_head(llm: PreTrainedModel) -> None:
+    scaled = [name for name in SCALED_HEADS if getattr(llm.config, name, None) not in (None, 1.0)]
+    if scaled or getattr(llm.get_output_embeddings(), "bias", None) is not None:
+        raise UserError(
+            f"LLMs of the type {llm.config.model_type!r} are not supported: their head does more than multiply by a "
+            f"matrix ({', '.join(scaled) or 'it has a bias'})."
+        )
 
 
 def _make_room(llm: PreTrainedModel, rows: int) -> None:

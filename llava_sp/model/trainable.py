@@ -15,9 +15,6 @@ from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 
 PARTS = ("projector", "llm", "vision_tower")
 
-LORA_TARGETS = r"^model\.language_model\.(?:.*\.)?(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
-"""A full match: a list of suffixes would also hit the vision tower, which has its own `q_proj`."""
-
 
 def plain_model(model: nn.Module) -> LlavaSPForCausalLM:
     """Returns the LLaVA-SP model inside a PEFT wrapper, or the model itself."""
@@ -47,7 +44,7 @@ def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def add_lora(model: LlavaSPForCausalLM, *, rank: int, alpha: float, dropout: float) -> PeftModel:
-    """Wraps a model for LoRA tuning: LoRA on the LLM's linear layers, the whole projector trained beside it.
+    """Wraps a model for LoRA tuning: LoRA on all linear layers inside the LLM, the whole projector trained beside it.
 
     Args:
         model: The model to tune; it is changed in place.
@@ -63,11 +60,19 @@ def add_lora(model: LlavaSPForCausalLM, *, rank: int, alpha: float, dropout: flo
         lora_alpha=alpha,
         lora_dropout=dropout,
         bias="none",
-        target_modules=LORA_TARGETS,
+        target_modules=lora_targets(model),
         modules_to_save=["multi_modal_projector"],
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def lora_targets(model: LlavaSPForCausalLM) -> str:
+    """Returns a pattern of the full names of all linear layers inside the LLM; its head is not among them."""
+    layers = model.model.language_model.named_modules()
+    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}
+    # A full match: a list of suffixes would also hit the vision tower, which has a `q_proj` of its own.
+    return rf"^model\.language_model\.(?:.*\.)?(?:{'|'.join(sorted(names))})$"
 
 
 def trainable_parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -19,7 +19,7 @@ from llava_sp.model.card import Card
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
-from llava_sp.model.trainable import add_lora, set_trainable
+from llava_sp.model.trainable import add_lora, plain_model, set_trainable
 from llava_sp.train.arguments import ModelArguments
 from llava_sp.train.command_line import RunArguments
 from llava_sp.utils.errors import UserError
@@ -82,6 +82,8 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
     ready = choose_trainables(model, arguments)
     _settle_types(ready, run)
     set_conversation(processor, run)
+    template, tokenizer = get_template(processor.conversation_template), processor.tokenizer
+    parts.set_endings(plain_model(ready), tokenizer, template.end_token_id(tokenizer))
     return ready, processor
 
 
@@ -182,13 +184,6 @@ def make_dataset(path: str, run: RunArguments, processor: LlavaSPProcessor) -> C
         num_image_tokens=processor.num_image_tokens,
         max_length=run.training.model_max_length,
     )
-
-
-def zero_stage(deepspeed: str | None) -> int:
-    """Returns the ZeRO stage of a DeepSpeed configuration file, 0 without one."""
-    if deepspeed is None:
-        return 0
-    return json.loads(Path(deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
 
 
 def _overrides(arguments: ModelArguments) -> dict[str, Any]:
