@@ -3,6 +3,7 @@
 Shapes: B batch, n side of the grid, s side of a map, C channels of the tower, D `sfe_channels`, T maps.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -36,12 +37,15 @@ def pool_maps(grid: torch.Tensor, sides: list[int]) -> list[torch.Tensor]:
 MAPS = {"cropping": crop_maps, "pooling": pool_maps}
 
 
-class FullKernel(nn.Linear):
+class FullKernel(nn.Module):
     """A convolution, without bias, whose kernel covers its whole input, as the matrix product that it is.
 
     The weight is stored as [D, k * k * C], rows of the kernel first and channels last: the order in which a map of
     patch features lies in memory. So a step copies no weights, and reads each of them once, which is the cost to beat
     at small batches (64 to 576 MiB a map in the paper's sizes).
+
+    No `nn.Linear`, although it works like one: serving engines put layers of their own in the place of those, which
+    take no windows.
 
     Args:
         side: Side k of the kernel in patches.
@@ -50,12 +54,15 @@ class FullKernel(nn.Linear):
     """
 
     def __init__(self, side: int, in_channels: int, out_channels: int) -> None:
-        super().__init__(side * side * in_channels, out_channels, bias=False)
+        super().__init__()
         self.side = side
+        self.in_features = side * side * in_channels
+        self.weight = nn.Parameter(torch.empty(out_channels, self.in_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as PyTorch does for convolutions
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
         """Maps windows [..., k, k, C] to [..., D]."""
-        return super().forward(window.flatten(-3))
+        return F.linear(window.flatten(-3), self.weight)
 
     @staticmethod
     def from_convolution(weight: torch.Tensor) -> torch.Tensor:
