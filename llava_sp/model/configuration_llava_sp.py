@@ -10,6 +10,8 @@ from llava_sp.model.tiles import TileLayout
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
+PatchMergeType = Literal["flat", "spatial", "spatial_unpad"]
+
 VOCABULARY_MULTIPLE = 64
 """The embedding is padded to a multiple of this many rows, the size that matrix units and tensor parallelism like."""
 
@@ -64,7 +66,7 @@ class LlavaSPConfig(LlavaConfig):
     dfi_fusion: Literal["concat", "sum"] = "concat"
     spatial_bias: bool = False
     image_grid_pinpoints: list[list[int]] | None = None
-    patch_merge_type: Literal["flat", "spatial", "spatial_unpad"] = "flat"
+    patch_merge_type: PatchMergeType = "flat"
     llm_vocab_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -77,7 +79,7 @@ class LlavaSPConfig(LlavaConfig):
         if self.dfi_kernels is None:
             self.dfi_kernels = [2 * self.grid_side // 3] if spatial and self.sfe_operator == "conv" else []
         self._check_spatial_fields()
-        self._check_tile_fields()
+        self.check_tile_fields()
         self.num_spatial_tokens = len(self.sfe_sides)
         self.image_seq_length = self.num_spatial_tokens + self.grid_side**2
         if self.llm_vocab_size is None:
@@ -151,7 +153,8 @@ class LlavaSPConfig(LlavaConfig):
         if self.sfe_operator == "transformer":
             self._check_transformer_fields()
 
-    def _check_tile_fields(self) -> None:
+    def check_tile_fields(self) -> None:
+        """Refuses grids that are not made of the tower's tiles."""
         side = self.vision_config.image_size
         if self.image_grid_pinpoints is None:
             if self.patch_merge_type != "flat":

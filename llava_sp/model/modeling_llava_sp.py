@@ -14,9 +14,11 @@ from torch import nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaPreTrainedModel
+from transformers.utils import can_return_tuple
 
-from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig, PatchMergeType
 from llava_sp.model.spatial.feature_extractor import FullKernel, QueryTransformer
 from llava_sp.model.spatial.projector import LlavaSPProjector
 
@@ -38,6 +40,8 @@ class LlavaSPPreTrainedModel(LlavaPreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             return
         super()._init_weights(module)
+        if isinstance(module, LlavaSPProjector) and module.image_newline is not None:
+            init.normal_(module.image_newline, std=1 / math.sqrt(len(module.image_newline)))
         if isinstance(module, QueryTransformer):
             init.zeros_(module.query)
             for parameter in module.transformer.parameters():
@@ -81,13 +85,72 @@ class LlavaSPModel(LlavaSPPreTrainedModel, LlavaModel):
             **kwargs,
         )
 
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Computes the visual tokens of images.
+
+        Args:
+            pixel_values: [images, 3, S, S]; for AnyRes [images, most views, 3, S, S], with any padding at the end.
+            image_sizes: For AnyRes: height and width of each image in pixels, [images, 2].
+            **kwargs: Passed on to LLaVA's method.
+
+        Returns:
+            The tower's output, with `pooler_output` a list of each image's visual tokens [its number of them, H].
+
+        Raises:
+            ValueError: The model is an AnyRes model, and `image_sizes` or the dimension of views is missing.
+        """
+        kwargs["return_dict"] = True
+        layout = self.config.tile_layout
+        if layout is None:
+            return super().get_image_features(pixel_values, **kwargs)
+        if image_sizes is None or pixel_values.dim() != 5:
+            raise ValueError(
+                "This model lays images out on tiles: it needs pixel_values [images, views, 3, S, S] and image_sizes "
+                "[images, 2], as its processor makes them."
+            )
+        sizes = [(height, width) for height, width in image_sizes.tolist()]
+        counts = [layout.count_views(*size) for size in sizes]
+        views = torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
+        outputs = super().get_image_features(views, **kwargs)
+        tokens = torch.stack(outputs.pooler_output).split(counts)
+        outputs.pooler_output = [layout.join(image, *size) for image, size in zip(tokens, sizes, strict=True)]
+        return outputs
+
+    @torch.random.fork_rng(devices=[])
+    def lay_out_tiles(
+        self, image_grid_pinpoints: list[list[int]], patch_merge_type: PatchMergeType, seed: int = 0
+    ) -> bool:
+        """Makes an AnyRes model of one that saw one tile an image, or gives it other grids.
+
+        Args:
+            image_grid_pinpoints: As in `LlavaSPConfig`.
+            patch_merge_type: As in `LlavaSPConfig`.
+            seed: Seed of the new parameter's initialisation; the global random state is left alone.
+
+        Returns:
+            Whether there is a new, untrained parameter: the token that closes a row.
+        """
+        self.config.image_grid_pinpoints = image_grid_pinpoints
+        self.config.patch_merge_type = patch_merge_type
+        self.config.check_tile_fields()
+        projector = self.multi_modal_projector
+        if patch_merge_type != "spatial_unpad" or projector.image_newline is not None:
+            return False
+        projector.image_newline = nn.Parameter(torch.empty_like(projector.linear_2.weight[:, 0]))
+        torch.manual_seed(seed)
+        self._init_weights(projector)
+        return True
+
     def _nothing_from_a_blank_image(self) -> torch.Tensor:
         """A zero that depends on every parameter of the projector."""
         vision = self.config.vision_config
         blank = torch.zeros(
             1, vision.num_channels, vision.image_size, vision.image_size, dtype=self.dtype, device=self.device
         )
-        return 0.0 * torch.stack(list(self.get_image_features(blank).pooler_output)).sum()
+        return 0.0 * torch.stack(super().get_image_features(blank, return_dict=True).pooler_output).sum()
 
 
 class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
@@ -140,8 +203,10 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         """Predicts the next tokens.
 
         Args:
-            input_ids: Token ids [B, L]; each image stands as T + N copies of `config.image_token_id`.
-            pixel_values: Preprocessed images [images, 3, S, S], in the order of their tokens in the batch.
+            input_ids: Token ids [B, L]; each image stands as copies of `config.image_token_id`, one for each of its
+                visual tokens (T + N for one tile).
+            pixel_values: Preprocessed images [images, 3, S, S], in the order of their tokens in the batch; for AnyRes
+                [images, most views, 3, S, S], see `LlavaSPImageProcessor`.
             attention_mask: 1 for tokens, 0 for padding [B, L].
             position_ids: Positions of the tokens [B, L].
             past_key_values: Cache of earlier keys and values.
@@ -149,7 +214,8 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
             labels: Ids to predict [B, L]; -100 takes no part in the loss.
             logits_to_keep: Number of last positions to compute logits for; 0 for all.
             return_dict: False for a plain tuple.
-            **kwargs: Passed on to LLaVA's forward pass and to the loss (`num_items_in_batch`).
+            **kwargs: Passed on to LLaVA's forward pass (for AnyRes `image_sizes`, height and width of each image,
+                [images, 2]) and to the loss (`num_items_in_batch`).
 
         Returns:
             The loss (mean over the supervised tokens, or their sum over `num_items_in_batch`) if `labels` are given,

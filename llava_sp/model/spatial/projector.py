@@ -37,15 +37,24 @@ class LlavaSPProjector(LlavaMultiModalProjector):
     """LLaVA's patch projector with the spatial tokens before its output: [B, N, C] -> [B, T + N, H].
 
     All that stage 1 trains lies in this one module. The patch projector keeps LLaVA's names (`linear_1`, `linear_2`).
+    Where AnyRes closes rows with a learned token, `image_newline`, that one comes last: [B, T + N + 1, H]. So it passes
+    through `forward` as every other parameter does, which wrappers of modules (PEFT's, DeepSpeed's) rely on.
     """
+
+    image_newline: nn.Parameter | None
 
     def __init__(self, config: LlavaSPConfig) -> None:
         super().__init__(config)
         self.spatial = SpatialTokens(config) if config.num_spatial_tokens else None
+        closes_rows = config.patch_merge_type == "spatial_unpad"
+        row_end = nn.Parameter(torch.empty(config.text_config.hidden_size)) if closes_rows else None
+        self.register_parameter("image_newline", row_end)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Returns the visual tokens of each image: T spatial tokens, then N patch tokens."""
-        patch_tokens = super().forward(image_features)
-        if self.spatial is None:
-            return patch_tokens
-        return torch.cat([self.spatial(image_features), patch_tokens], dim=1)
+        """Returns the visual tokens of each view: T spatial tokens, N patch tokens, and what closes a row."""
+        tokens = [super().forward(image_features)]
+        if self.spatial is not None:
+            tokens.insert(0, self.spatial(image_features))
+        if self.image_newline is not None:
+            tokens.append(self.image_newline.expand(len(image_features), 1, -1))
+        return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
