@@ -8,6 +8,7 @@ Shapes: B batch, L sequence, V rows of the vocabulary, S side of an image in pix
 """
 
 import hashlib
+import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,12 +26,18 @@ from transformers import (
 )
 
 from llava_sp.constants import IMAGE_TOKEN
-from llava_sp.data.conversation import EOS, Template
-from llava_sp.data.images import load_image
+from llava_sp.data.conversation import Template
+from llava_sp.data.images import decode_image, load_image
 from llava_sp.eval.questions import Question
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+Asked = tuple[Question, list[int], torch.Tensor | None]
+"""A question, its prompt, and the pixels of its image."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,6 +74,13 @@ class GenerationSettings:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}.")
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Stands for the answer to a question that cannot be answered, and says why."""
+
+    reason: str
+
+
 class SeededNoise(LogitsProcessor):
     """Makes the greatest score a sample from the scores' softmax, by adding Gumbel noise to them.
 
@@ -98,8 +112,8 @@ def generate_answers(
     template: Template,
     settings: GenerationSettings,
     batch_size: int = 1,
-) -> Iterator[tuple[Question, str]]:
-    """Answers questions in batches.
+) -> Iterator[tuple[Question, str | Failure]]:
+    """Answers questions in batches. One that cannot be answered does not keep the others from it.
 
     Args:
         model: The model in evaluation mode.
@@ -108,14 +122,12 @@ def generate_answers(
         image_folder: The folder that the questions' image paths are relative to.
         template: The conversation to ask in, usually the one that the model was tuned with.
         settings: How to generate.
-        batch_size: Questions per batch.
+        batch_size: Questions per batch; fewer once the GPU's memory did not hold so many.
 
     Yields:
-        Each question with its answer, as it is ready: the longest questions come first.
-
-    Raises:
-        UserError: An image is missing or cannot be decoded, the conversation has no place for a question, or a batch
-            does not fit into the GPU's memory.
+        Each question with its answer, as it is ready: the longest questions come first. A `Failure` stands for the
+        answer if the image cannot be decoded, the conversation has no place for the question, or it alone is too long
+        or too large.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
@@ -123,18 +135,71 @@ def generate_answers(
     ordered = sorted(questions, key=lambda question: (question.image is not None, len(question.text)), reverse=True)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
-    def load_pixels(batch: list[Question]) -> torch.Tensor | None:
-        images = [load_image(image_folder, question.image) for question in batch if question.image is not None]
-        return processor.image_processor(images, return_tensors="pt")["pixel_values"] if images else None
+    def load_images(batch: list[Question]) -> list[torch.Tensor | Failure | None]:
+        return [_load_pixels(question, image_folder, processor) for question in batch]
 
-    for batch, pixels in zip(batches, _one_ahead(load_pixels, batches), strict=True):
-        prompts = [prompt_ids(question, processor, template) for question in batch]
-        seeds = [_seed(settings.seed, question) for question in batch]
+    def answer(asked: Sequence[Asked]) -> list[str] | None:
+        seeds = [_seed(settings.seed, question) for question, _, _ in asked]
+        images = [pixels for _, _, pixels in asked if pixels is not None]
+        prompts = [prompt for _, prompt, _ in asked]
         try:
-            answers = _generate(model, processor, prompts, pixels, template.stop, settings, seeds)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"The GPU's memory does not hold a batch of {batch_size}; lower --batch-size.") from error
-        yield from zip(batch, answers, strict=True)
+            return _generate(
+                model, processor, prompts, torch.cat(images) if images else None, template, settings, seeds
+            )
+        except torch.OutOfMemoryError:
+            return None
+
+    for batch, images in zip(batches, _one_ahead(load_images, batches), strict=True):
+        waiting: list[Asked] = []
+        for question, pixels in zip(batch, images, strict=True):
+            prompt = _prompt_or_failure(question, model, processor, template)
+            if isinstance(pixels, Failure):
+                yield question, pixels
+            elif isinstance(prompt, Failure):
+                yield question, prompt
+            else:
+                waiting.append((question, prompt, pixels))
+        while waiting:
+            asked = waiting[:batch_size]
+            answers = answer(asked)
+            if answers is not None:
+                yield from zip((question for question, _, _ in asked), answers, strict=True)
+                del waiting[: len(asked)]
+            elif len(asked) > 1:
+                batch_size = len(asked) // 2
+                logger.warning("The GPU's memory does not hold %d questions; going on with %d.", len(asked), batch_size)
+            else:
+                yield asked[0][0], Failure("The GPU's memory does not hold this question.")
+                del waiting[0]
+
+
+def _load_pixels(
+    question: Question, image_folder: str | Path, processor: LlavaSPProcessor
+) -> torch.Tensor | Failure | None:
+    """Returns the pixels [1, 3, S, S] of a question's image."""
+    if question.image is None:
+        return None
+    try:
+        if isinstance(question.image, bytes):
+            image = decode_image(io.BytesIO(question.image), f"The image of question {question.id!r}")
+        else:
+            image = load_image(image_folder, question.image)
+    except UserError as error:
+        return Failure(str(error))
+    return processor.image_processor(image, return_tensors="pt")["pixel_values"]
+
+
+def _prompt_or_failure(
+    question: Question, model: LlavaSPForCausalLM, processor: LlavaSPProcessor, template: Template
+) -> list[int] | Failure:
+    try:
+        prompt = prompt_ids(question, processor, template)
+    except UserError as error:
+        return Failure(str(error))
+    longest = model.config.text_config.max_position_embeddings
+    if len(prompt) >= longest:
+        return Failure(f"The prompt has {len(prompt)} tokens; the LLM takes fewer than {longest}.")
+    return prompt
 
 
 def prompt_ids(question: Question, processor: LlavaSPProcessor, template: Template) -> list[int]:
@@ -158,11 +223,11 @@ def _generate(
     processor: LlavaSPProcessor,
     prompts: list[list[int]],
     pixels: torch.Tensor | None,
-    stop: str,
+    template: Template,
     settings: GenerationSettings,
     seeds: list[int],
 ) -> list[str]:
-    """Continues prompts [B, of several lengths] about images [images, 3, S, S]; returns the texts up to `stop`."""
+    """Continues prompts [B, of several lengths] about images [images, 3, S, S]; returns the texts."""
     tokenizer = processor.tokenizer
     length = max(len(prompt) for prompt in prompts)
     padded = [[tokenizer.pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
@@ -181,12 +246,12 @@ def _generate(
             torch.manual_seed(seeds[0])
         output = model.generate(
             **inputs,
-            generation_config=_generation_config(model, tokenizer, stop, settings, beam_sampling),
+            generation_config=_generation_config(model, tokenizer, template, settings, beam_sampling),
             logits_processor=None if beam_sampling else _sampler(settings, seeds, model.device),
             tokenizer=tokenizer,  # for stop_strings
         )
     texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-    return [text.split(stop)[0].strip() for text in texts]
+    return [text.split(template.stop)[0].strip() for text in texts]
 
 
 def _sampler(settings: GenerationSettings, seeds: list[int], device: torch.device) -> LogitsProcessorList:
@@ -198,10 +263,11 @@ def _sampler(settings: GenerationSettings, seeds: list[int], device: torch.devic
 
 
 def _generation_config(
-    model: LlavaSPForCausalLM, tokenizer: Any, stop: str, settings: GenerationSettings, beam_sampling: bool
+    model: LlavaSPForCausalLM, tokenizer: Any, template: Template, settings: GenerationSettings, beam_sampling: bool
 ) -> GenerationConfig:
     ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    end = template.end_token_id(tokenizer)
+    ends = [end, *(ends if isinstance(ends, list) else [ends])]
     # transformers would keep the 50 likeliest tokens only, unless told otherwise.
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if beam_sampling else {}
     return GenerationConfig(
@@ -211,7 +277,7 @@ def _generation_config(
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None}),
         pad_token_id=tokenizer.pad_token_id,
-        stop_strings=None if stop == EOS else [stop],
+        stop_strings=None if end is not None else [template.stop],
         use_cache=True,
     )
 

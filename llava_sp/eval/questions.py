@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,58 @@ class Question:
     """One question, with an image or without.
 
     Attributes:
-        id: Names the question in answers and errors, and seeds its sampling.
+        id: Names the question in answers and errors, and seeds its sampling. Several questions about one image may
+            share it, as in MME and TextVQA.
         text: The question as the user would ask it, without `<image>`.
-        image: Path of the image under the image folder; `None` for a question about no image.
+        image: Path of the image under the image folder, or the encoded image itself, for some tables hold images;
+            `None` for a question about no image.
+        recorded: How answers files word the question, where LLaVA's do not have `text` there.
+        fields: What answers files have of it beside id, prompt and text.
     """
 
     id: str | int
     text: str
-    image: str | None = None
+    image: str | bytes | None = None
+    recorded: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def prompt(self) -> str:
+        """The question as answers files word it."""
+        return self.text if self.recorded is None else self.recorded
+
+    @property
+    def key(self) -> tuple[str | int, str]:
+        """Tells the question's answer from other answers: id and prompt. Two questions of one key are the same one."""
+        return self.id, self.prompt
 
 
 def read_questions(path: str | Path) -> list[Question]:
     """Reads a question file.
 
     Raises:
-        UserError: The file is missing, a line is not a question, or two have the same id; the message gives the line.
+        UserError: The file is missing, a line is not a question, or two with the same id and text have different
+            images; the message gives the line.
     """
-    questions: dict[str | int, Question] = {}
+    questions: list[Question] = []
+    images: dict[tuple[str | int, str], Any] = {}
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 question = _parse(line, where=f"{path}, line {number}")
-                if question.id in questions:
-                    raise UserError(f"{path}, line {number}: the question_id {question.id!r} is there twice.")
-                questions[question.id] = question
+                if images.setdefault(question.key, question.image) != question.image:
+                    raise UserError(
+                        f"{path}, line {number}: the question_id {question.id!r} is there twice, with the same text "
+                        "and another image."
+                    )
+                questions.append(question)
     except OSError as error:
         raise UserError(f"Cannot read the question file {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"The question file {path} is not UTF-8 text: {error}.") from error
-    return list(questions.values())
+    return questions
 
 
 def take_chunk(questions: Sequence[Question], num_chunks: int, index: int) -> list[Question]:
@@ -69,7 +90,7 @@ def check_images(questions: Sequence[Question], image_folder: str | Path) -> Non
         UserError: An image is missing, or its path leaves the folder; the message names the question.
     """
     for question in questions:
-        if question.image is not None and not resolve_inside(image_folder, question.image).is_file():
+        if isinstance(question.image, str) and not resolve_inside(image_folder, question.image).is_file():
             raise UserError(
                 f"Question {question.id!r} asks about the image {question.image!r}, which is not in the image folder "
                 f"{str(image_folder)!r}."

@@ -12,10 +12,10 @@ from llava_sp.eval.flags import (
     load_model,
     parse_flags,
 )
-from llava_sp.eval.inference import generate_answers
+from llava_sp.eval.inference import Failure, generate_answers
 from llava_sp.eval.questions import Question, check_images
 from llava_sp.utils.console import out
-from llava_sp.utils.errors import command_line
+from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging
 
 
@@ -40,6 +40,8 @@ def main() -> None:
     for _, answer in generate_answers(
         model, processor, [question], image_folder=folder, template=template, settings=settings
     ):
+        if isinstance(answer, Failure):
+            raise UserError(answer.reason)
         out(answer)
 
 

@@ -1,13 +1,15 @@
 """Batched generation: the same as one by one, greedy or sampled."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llava_sp.data.conversation import get_template
-from llava_sp.eval.inference import GenerationSettings, SeededNoise, generate_answers, prompt_ids
+from llava_sp.eval import inference
+from llava_sp.eval.inference import Failure, GenerationSettings, SeededNoise, generate_answers, prompt_ids
 from llava_sp.eval.questions import Question
 from llava_sp.model.loading import load
 from llava_sp.utils.errors import UserError
@@ -117,7 +119,9 @@ def test_the_answer_ends_before_the_stop_string(loaded, image_folder, ask):
     longer = ask(GREEDY)[3]
     stop = longer[len(longer) // 2 :].strip()[:2]
     # The conversation, but with a stop string that the random model does generate.
-    template = SimpleNamespace(render_prompt=get_template("v1").render_prompt, stop=stop)
+    template = SimpleNamespace(
+        render_prompt=get_template("v1").render_prompt, stop=stop, end_token_id=lambda tokenizer: None
+    )
     steps = []
     hook = model.register_forward_hook(lambda *_: steps.append(1))
     [(_, text)] = generate_answers(
@@ -136,9 +140,50 @@ def test_every_template_answers(name, ask):
     assert not any(get_template(name).stop in text for text in answers.values())
 
 
-def test_a_question_that_a_template_has_no_place_for_is_named(ask):
-    with pytest.raises(UserError, match=r"Question 5 cannot be asked: .*<image>"):
-        ask(GREEDY, template="plain")
+def test_a_question_that_a_template_has_no_place_for_is_named_and_the_others_are_answered(ask):
+    answers = ask(GREEDY, template="plain", batch_size=3)
+    failed = {key: answer.reason for key, answer in answers.items() if isinstance(answer, Failure)}
+    assert set(failed) == {3, 5}
+    assert re.match(r"Question 5 cannot be asked: .*<image>", failed[5])
+    about_images = [question for question in QUESTIONS if question.image]
+    assert {key: answers[key] for key in answers.keys() - failed} == ask(GREEDY, about_images, template="plain")
+
+
+def test_an_image_that_is_no_image_fails_by_itself(ask, image_folder):
+    image = (image_folder / "a.png").read_bytes()
+    questions = [Question(1, "What?", image), Question(2, "What?", image[:99]), Question(3, "What?", "none.png")]
+    answers = ask(GREEDY, questions, batch_size=3)
+    assert answers[1] == ask(GREEDY, [Question(1, "What?", "a.png")])[1]
+    assert answers[2].reason.startswith("The image of question 2 cannot be decoded")
+    assert "none.png does not exist" in answers[3].reason
+
+
+def test_a_prompt_that_is_too_long_fails_by_itself(ask):
+    answers = ask(GREEDY, [Question(1, "word " * 3000), QUESTIONS[2]], batch_size=2)
+    assert re.match(r"The prompt has \d+ tokens; the LLM takes fewer than 2048", answers[1].reason)
+    assert answers[3] == ask(GREEDY)[3]
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_a_batch_that_memory_does_not_hold_is_split(room, ask, monkeypatch):
+    whole = ask(GREEDY)
+    generate = inference._generate
+    sizes = []
+
+    def run_out_of_memory(model, processor, prompts, *rest):
+        sizes.append(len(prompts))
+        if len(prompts) > room:
+            raise torch.OutOfMemoryError
+        return generate(model, processor, prompts, *rest)
+
+    monkeypatch.setattr(inference, "_generate", run_out_of_memory)
+    answers = ask(GREEDY, batch_size=5)
+    if room == 0:
+        assert all(isinstance(answer, Failure) for answer in answers.values())
+    else:
+        assert answers == whole
+    assert sizes[:2] == [5, 2]
+    assert max(sizes[2:]) <= 2
 
 
 @pytest.mark.parametrize(

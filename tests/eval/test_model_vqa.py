@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from llava_sp.eval import model_vqa
+from llava_sp.eval import answering, model_vqa
 from llava_sp.model import loading, trainable
 from llava_sp.utils.errors import UserError
 from tests.eval.conftest import QUESTIONS
@@ -58,7 +58,7 @@ def test_the_default_is_to_sample_at_llavas_temperature(run):
 
 def test_an_interrupted_file_is_continued_to_the_same_bytes(run, tmp_path, monkeypatch):
     whole = run("--batch-size", "2", answers="whole.jsonl")
-    generate = model_vqa.generate_answers
+    generate = answering.generate_answers
     asked = []
 
     def die_after_three(model, processor, questions, **arguments):
@@ -68,7 +68,7 @@ def test_an_interrupted_file_is_continued_to_the_same_bytes(run, tmp_path, monke
                 raise KeyboardInterrupt
             yield answer
 
-    monkeypatch.setattr(model_vqa, "generate_answers", die_after_three)
+    monkeypatch.setattr(answering, "generate_answers", die_after_three)
     with pytest.raises(KeyboardInterrupt):
         run("--batch-size", "2")
     path = tmp_path / "answers.jsonl"
@@ -80,7 +80,7 @@ def test_an_interrupted_file_is_continued_to_the_same_bytes(run, tmp_path, monke
 
 def test_a_complete_file_is_left_as_it_is_without_loading_the_model(run, monkeypatch):
     first = run()
-    monkeypatch.delattr(model_vqa, "load_model")
+    monkeypatch.delattr(answering, "load_model")
     assert run() == first
 
 
@@ -154,7 +154,7 @@ def test_flags_take_both_spellings_and_have_llavas_defaults():
     [("/runs/llava", "llava"), ("owner/llava", "llava"), ("/runs/llava/checkpoint-50", "llava_checkpoint-50")],
 )
 def test_models_are_labelled_as_llava_labels_them(path, name):
-    assert model_vqa.model_name(path) == name
+    assert answering.model_name(path) == name
 
 
 @pytest.mark.parametrize(
@@ -178,23 +178,28 @@ def test_mistakes_end_in_one_sentence_and_leave_nothing_behind(flags, message, r
 
 
 def test_a_missing_image_is_found_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.delattr(model_vqa, "load_model")
+    monkeypatch.delattr(answering, "load_model")
     questions = tmp_path / "bad.jsonl"
     questions.write_text('{"question_id": "q9", "image": "none.png", "text": "What?"}\n')
     with pytest.raises(UserError, match=r"'q9' .*'none\.png'"):
         run(questions=questions)
 
 
-def test_a_corrupt_image_is_named_and_the_answers_so_far_are_kept(run, image_folder, question_file, tmp_path):
+def test_a_corrupt_image_keeps_no_other_question_from_its_answer(run, image_folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llava_sp"), "propagate", True)
     images = shutil.copytree(image_folder, tmp_path / "images")
     whole = run("--temperature", "0", answers="whole.jsonl", images=images)
     intact = (images / "c.png").read_bytes()
     (images / "c.png").write_bytes(intact[:100])
-    with pytest.raises(UserError, match=r"c\.png"):
-        run("--temperature", "0", images=images)
-    assert 0 < len((tmp_path / "answers.jsonl").read_text().splitlines()) < len(whole)
+    lines = run("--temperature", "0", "--batch-size", "3", images=images)
+    assert lines == [line for line in whole if json.loads(line)["question_id"] != 4]
+    [failure] = map(json.loads, (tmp_path / "answers.jsonl.failures.jsonl").read_text().splitlines())
+    assert (failure["question_id"], failure["prompt"]) == (4, "Colour?")
+    assert "c.png" in failure["failure"]
+    assert "1 question(s) could not be answered, the first 4: The image" in caplog.text
     (images / "c.png").write_bytes(intact)
     assert run("--temperature", "0", images=images) == whole
+    assert not (tmp_path / "answers.jsonl.failures.jsonl").exists()
 
 
 def test_the_command_line_prints_one_line_for_a_mistake(monkeypatch, capsys):

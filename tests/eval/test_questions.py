@@ -19,6 +19,13 @@ def test_further_keys_and_empty_lines_are_allowed(tmp_path):
     assert read_questions(path) == [Question(1, "Cat?", "a.png")]
 
 
+def test_questions_about_one_image_may_share_its_id(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    lines = [{"question_id": "a", "image": "a.png", "text": text} for text in ("Cat?", "Dog?", "Cat?")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [question.key for question in read_questions(path)] == [("a", "Cat?"), ("a", "Dog?"), ("a", "Cat?")]
+
+
 @pytest.mark.parametrize("count", range(12))
 @pytest.mark.parametrize("num_chunks", range(1, 9))
 def test_chunks_are_a_balanced_partition(count, num_chunks):
@@ -47,7 +54,7 @@ def test_a_chunk_that_does_not_exist_is_refused(num_chunks, index):
         ('{"question_id": 2, "text": " "}', "line 2: text"),
         ('{"question_id": 2, "text": "Cat?", "image": 5}', "line 2: image .* not 5"),
         ('{"question_id": 2, "text": "<image>\\nCat?", "image": "a.png"}', "line 2: text must not hold '<image>'"),
-        ('{"question_id": 1, "text": "Cat?"}', "line 2: the question_id 1 is there twice"),
+        ('{"question_id": 1, "text": "Dog?", "image": "a.png"}', "line 2: .* 1 is there twice, .* another image"),
     ],
 )
 def test_what_is_no_question_is_refused_with_its_line(line, message, tmp_path):

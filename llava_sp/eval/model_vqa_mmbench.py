@@ -1,0 +1,42 @@
+"""`python -m llava_sp.eval.model_vqa_mmbench`: answers a table of MMBench, which holds the images."""
+
+import argparse
+import sys
+
+from llava_sp.eval.flags import parse_flags
+from llava_sp.eval.model_vqa import answer_file, make_parser
+from llava_sp.eval.questions import Question
+from llava_sp.eval.tables import read_mmbench
+from llava_sp.utils.errors import command_line
+from llava_sp.utils.logging import setup_logging
+
+
+@command_line
+def main() -> None:
+    """Answers the questions that the command line names."""
+    setup_logging()
+    answer_file(parse(sys.argv[1:]))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parses the flags."""
+    table = "tab-separated: index, question, hint, A, B, C, D, image"
+    parser = make_parser("model_vqa_mmbench", _read, question_file=table)
+    add = parser.add_argument
+    add("--lang", choices=["en", "cn"], default="en", help="language in which --single-pred-prompt asks")
+    add("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
+    add("--all-rounds", action="store_true", help="ask once with each option in the first place")
+    return parse_flags(parser, argv)
+
+
+def _read(options: argparse.Namespace) -> list[Question]:
+    return read_mmbench(
+        options.question_file,
+        lang=options.lang,
+        single_pred_prompt=options.single_pred_prompt,
+        all_rounds=options.all_rounds,
+    )
+
+
+if __name__ == "__main__":
+    main()
