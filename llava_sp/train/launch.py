@@ -4,21 +4,16 @@ What a user can get wrong is checked here, once, before the ranks start.
 """
 
 import argparse
-import logging
 import os
 import shutil
-import signal
 import sys
-
-import torch
 
 from llava_sp.train.command_line import collect, complete
 from llava_sp.train.inputs import check_inputs
 from llava_sp.train.run import train
 from llava_sp.utils.errors import UserError, command_line
-from llava_sp.utils.logging import get_logger, setup_logging
-
-logger = get_logger(__name__)
+from llava_sp.utils.logging import setup_logging
+from llava_sp.utils.ranks import count_processes, run_torchrun
 
 
 def read_launcher_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -40,26 +35,6 @@ def read_launcher_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]
     return parser.parse_known_args(argv)
 
 
-def count_processes(wanted: int | None, *, use_cpu: bool) -> int:
-    """Returns the number of processes for this node: as many as wanted, else one per GPU.
-
-    Raises:
-        UserError: More processes are wanted than there are GPUs.
-    """
-    gpus = 0 if use_cpu else torch.cuda.device_count()
-    if wanted is not None and wanted < 1:
-        raise UserError(f"--nproc_per_node must be at least 1, not {wanted}.")
-    if gpus == 0:
-        logger.info("No GPU is used: %d process(es) on the CPU.", wanted or 1)
-        return wanted or 1
-    if wanted is not None and wanted > gpus:
-        raise UserError(
-            f"--nproc_per_node {wanted}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}; ask for at most "
-            f"{gpus}, or train on the CPU with --use_cpu."
-        )
-    return wanted or gpus
-
-
 def torchrun_arguments(flags: argparse.Namespace, processes: int) -> list[str]:
     """Returns torchrun's own arguments for one node or several.
 
@@ -77,31 +52,6 @@ def torchrun_arguments(flags: argparse.Namespace, processes: int) -> list[str]:
         raise UserError("--nnodes needs --rdzv_endpoint HOST:PORT, or --master_addr HOST and --node_rank N.")
     arguments += [f"--node_rank={flags.node_rank}", f"--master_addr={flags.master_addr}"]
     return [*arguments, f"--master_port={flags.master_port or 29500}"]
-
-
-def run_torchrun(arguments: list[str]) -> int:
-    """Runs torchrun in this process; returns the exit code of the rank that failed first, or 0."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-
-    if "--nproc_per_node=1" not in arguments:
-        # On the CPU, ranks that all take every core slow each other down. One thread is torchrun's default too, but
-        # unless it is told it announces that by a banner.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn when data workers are forked
-    # The rank that failed has said what went wrong; torchrun's report of that would bury it.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    try:
-        main(arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            raise UserError(
-                f"Rank {rank} was ended by {signal.Signals(-failure.exitcode).name} from outside. If memory ran out, "
-                "lower --per_device_train_batch_size; the same command continues from the last checkpoint."
-            ) from None
-        return failure.exitcode
-    return 0
 
 
 @command_line
@@ -123,7 +73,10 @@ def main() -> None:
         train(rest, ranks=ranks)
         return
     module = ["-m", "llava_sp.train", *rest]
-    sys.exit(run_torchrun([*torchrun_arguments(flags, processes), *module]))
+    mend = (
+        "If memory ran out, lower --per_device_train_batch_size; the same command continues from the last checkpoint."
+    )
+    sys.exit(run_torchrun([*torchrun_arguments(flags, processes), *module], mend=mend))
 
 
 if __name__ == "__main__":

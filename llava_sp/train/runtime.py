@@ -16,6 +16,7 @@ import transformers
 
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger, setup_logging
+from llava_sp.utils.ranks import in_group, is_main, world_size
 
 logger = get_logger(__name__)
 
@@ -58,21 +59,6 @@ def on_first_rank(work: Callable[[], object]) -> None:
         except UserError as caught:
             error = caught
     agree(error)
-
-
-def in_group() -> bool:
-    """Whether this process has joined others."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def world_size() -> int:
-    """Number of processes of this run, as the launcher set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process is the first rank."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def training_command(main: Callable[[], None]) -> Callable[[], None]:
