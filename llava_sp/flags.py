@@ -8,6 +8,7 @@ from llava_sp.data.conversation import Template, get_template
 from llava_sp.model.loading import load
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.quantization import quantization_config
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -22,6 +23,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--conv-mode", help="conversation template (default: the one that the checkpoint was tuned with)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:N, or auto")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: the checkpoint's")
+    add("--allow-other-base", action="store_true", help="take a base with other weights than it was trained with")
+    bits = parser.add_mutually_exclusive_group()
+    for size in ("4bit", "8bit"):
+        told = f"hold the LLM in {size[0]} bits per weight; needs bitsandbytes"
+        bits.add_argument(f"--load-{size}", dest="quantization", action="store_const", const=size, help=told)
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -33,8 +39,10 @@ def check_model_flags(options: argparse.Namespace) -> None:
     """Checks what can be checked before the model is loaded.
 
     Raises:
-        UserError: There is no such conversation, or no such device.
+        UserError: There is no such conversation, no such device, or no bitsandbytes.
     """
+    if options.quantization is not None:
+        quantization_config(options.quantization)
     if options.conv_mode is not None:
         get_template(options.conv_mode)
     try:
@@ -47,7 +55,14 @@ def check_model_flags(options: argparse.Namespace) -> None:
 
 def load_model(options: argparse.Namespace) -> tuple[LlavaSPForCausalLM, LlavaSPProcessor, Template]:
     """Loads the model, its processor and the conversation to ask in; warns if it is not the model's own."""
-    model, processor = load(options.model_path, base=options.model_base, dtype=options.dtype, device_map=options.device)
+    model, processor = load(
+        options.model_path,
+        options.model_base,
+        options.dtype,
+        options.device,
+        options.quantization,
+        allow_other_base=options.allow_other_base,
+    )
     tuned_with = get_template(processor.conversation_template)
     template = tuned_with if options.conv_mode is None else get_template(options.conv_mode)
     if template.name != tuned_with.name:

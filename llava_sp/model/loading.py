@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import BitsAndBytesConfig, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from llava_sp.model.card import CARD_NAME, Card, Kind
@@ -105,7 +105,7 @@ def load(
     base: str | None = None,
     dtype: torch.dtype | str = "auto",
     device_map: str | dict | None = None,
-    quantization: Quantization | BitsAndBytesConfig | None = None,
+    quantization: Quantization | None = None,
     *,
     merge: bool = True,
     allow_other_base: bool = False,
@@ -119,12 +119,12 @@ def load(
             vision tower is then the card's).
         dtype: Type of the weights; `"auto"` takes the checkpoint's.
         device_map: Where the weights go, as for transformers; `None` for the CPU.
-        quantization: `"4bit"` or `"8bit"` to quantise the LLM's linear layers with bitsandbytes while loading, or its
-            settings; see `llava_sp.model.quantization`.
+        quantization: `"4bit"` or `"8bit"` to quantise the LLM's linear layers with bitsandbytes while loading.
         merge: Whether to merge LoRA into the LLM; otherwise a `PeftModel` is returned, its adapter trainable. LoRA is
             never merged into quantised weights, which would round it away: it is then at work beside them.
         allow_other_base: Takes a base although its weights are not those that the checkpoint was trained with.
-        **llm_arguments: Passed on to `from_pretrained` of the model or of its LLM.
+        **llm_arguments: Passed on to `from_pretrained` of the model or of its LLM (`quantization_config` for settings
+            of one's own, see `llava_sp.model.quantization`; `attn_implementation`).
 
     Returns:
         The model in evaluation mode, and its processor.
@@ -138,25 +138,24 @@ def load(
     with explained("the processor of the checkpoint", path):
         processor = LlavaSPProcessor.from_pretrained(path)
     if quantization is not None:
-        if isinstance(quantization, str):
-            quantization = quantization_config(quantization)
-        llm_arguments["quantization_config"] = quantization
+        llm_arguments["quantization_config"] = quantization_config(quantization)
     if card is None or card.kind == "full":
         return _load_full(path, dtype=dtype, device_map=device_map, **llm_arguments), processor
 
-    if quantization is not None and isinstance(device_map, str) and device_map != "auto":
-        llm_arguments["device_map"] = device_map  # bitsandbytes is quicker on the GPU
-    model = _load_base(path, card, base, dtype=dtype, **llm_arguments)
-    if not allow_other_base:
-        _check_base(path, card, base, model)
+    quantised = llm_arguments.get("quantization_config") is not None
+    if quantised and isinstance(device_map, str) and device_map != "auto":
+        llm_arguments["device_map"] = device_map  # where quantising is quick
+    model = _load_base(path, card, base, allow_other_base, dtype=dtype, **llm_arguments)
     with explained("the generation_config.json of the checkpoint", path):
         model.generation_config = GenerationConfig.from_pretrained(path)
     if card.kind == "projector":
         load_projector(model, path)
     else:
         model = load_adapter(model, path, trainable=not merge)
-        if merge:
-            model = model.get_base_model() if quantization is not None else model.merge_and_unload()
+        if merge and quantised:
+            model = model.get_base_model()
+        elif merge:
+            model = model.merge_and_unload()
             _remember_origin(model, {"model": absolute(path)})
     return _place(model.eval(), device_map), processor
 
@@ -236,8 +235,7 @@ def read_card(path: str) -> Card | None:
     Raises:
         UserError: The path is no LLaVA-SP checkpoint; the message says what it is instead.
     """
-    with explained("a checkpoint", path):
-        found = cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False)
+    found = find_card(path)
     if found is not None:
         return Card.read(found)
     model_type = _model_type(path)
@@ -249,9 +247,56 @@ def read_card(path: str) -> Card | None:
     raise UserError(f"{path} is no LLaVA-SP checkpoint; its model type is {model_type!r}.{mend}")
 
 
+def resolve_parts(path: str, card: Card, base: str | None) -> dict[str, str]:
+    """Returns what a partial checkpoint stands on: `model`, or `llm` and `vision_tower`.
+
+    Args:
+        path: The checkpoint, for messages.
+        card: Its card.
+        base: What to take in place of what the card names.
+
+    Raises:
+        UserError: An LLM is given to a checkpoint that stands on a whole model.
+    """
+    parts = dict(card.parts)
+    if base is not None:
+        parts = {"model": base} if _model_type(base) == LlavaSPConfig.model_type else {**parts, "llm": absolute(base)}
+    if "model" not in parts and "vision_tower" not in parts:
+        raise UserError(f"{path} stands on the model {card.parts['model']}; give that, or a copy of it, as its base.")
+    return parts
+
+
+def check_base(path: str, card: Card, base: str | None, found: dict[str, str]) -> None:
+    """Checks that a base has the weights that a checkpoint was trained with, as far as its card tells.
+
+    Args:
+        path: The checkpoint, for messages.
+        card: Its card.
+        base: What was given as its base, for messages.
+        found: The base's fingerprints, as in the card.
+
+    Raises:
+        UserError: The base has other weights.
+    """
+    for part, name in (("llm", "LLM"), ("vision_tower", "vision tower")):
+        if part in card.fingerprint and part in found and not same_weights(card.fingerprint[part], found[part]):
+            used = base or card.parts.get(part) or card.parts["model"]
+            raise UserError(
+                f"{path} was trained with another {name} than that of {used}: its weights differ. Give what it stands "
+                "on as its base (--model-base), or take this one all the same (allow_other_base=True, "
+                "--allow-other-base)."
+            )
+
+
+def find_card(path: str) -> str | None:
+    """Returns the file of a checkpoint's card, `None` where a folder or Hub repository has none."""
+    with explained("a checkpoint", path):
+        return cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False)
+
+
 def is_partial(path: str) -> bool:
     """Tells whether a folder or Hub name holds a checkpoint that needs other weights beside its own."""
-    found = cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False)
+    found = find_card(path)
     return found is not None and Card.read(found).kind != "full"
 
 
@@ -291,30 +336,16 @@ def _load_full(path: str, **arguments: Any) -> LlavaSPForCausalLM:
     return model.eval()
 
 
-def _load_base(path: str, card: Card, base: str | None, **arguments: Any) -> LlavaSPForCausalLM:
+def _load_base(path: str, card: Card, base: str | None, allow_other_base: bool, **arguments: Any) -> LlavaSPForCausalLM:
     """Loads what a partial checkpoint stands on: a whole LLaVA-SP model, or an LLM and a tower."""
-    parts = dict(card.parts)
-    if base is not None:
-        parts = {"model": base} if _model_type(base) == LlavaSPConfig.model_type else {**parts, "llm": absolute(base)}
+    parts = resolve_parts(path, card, base)
     if "model" in parts:
-        model, _ = load(parts["model"], **arguments)
-        return model
-    if "vision_tower" not in parts:
-        raise UserError(f"{path} stands on the model {card.parts['model']}; give that, or a copy of it, as its base.")
-    return _from_parts(LlavaSPConfig.from_pretrained(path), parts, **arguments)
-
-
-def _check_base(path: str, card: Card, base: str | None, model: LlavaSPForCausalLM) -> None:
-    """Checks that a base has the weights that a checkpoint was trained with, as far as its card tells."""
-    found = model.fingerprint or {}
-    for part, name in (("llm", "LLM"), ("vision_tower", "vision tower")):
-        if part in card.fingerprint and part in found and not same_weights(card.fingerprint[part], found[part]):
-            used = base or card.parts.get(part) or card.parts["model"]
-            raise UserError(
-                f"{path} was trained with another {name} than that of {used}: its weights differ. Give what it stands "
-                "on as its base (--model-base), or take this one all the same (allow_other_base=True, "
-                "--allow-other-base)."
-            )
+        model, _ = load(parts["model"], allow_other_base=allow_other_base, **arguments)
+    else:
+        model = _from_parts(LlavaSPConfig.from_pretrained(path), parts, **arguments)
+    if not allow_other_base:
+        check_base(path, card, base, model.fingerprint or {})
+    return model
 
 
 def _place(model: nn.Module, device_map: str | dict | None) -> nn.Module:

@@ -184,7 +184,6 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         if path is None or not loading.is_partial(str(path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         passed = {name: value for name, value in kwargs.items() if name not in ("config", "adapter_kwargs")}
-        passed["quantization"] = passed.pop("quantization_config", None)
         return loading.load(path, **passed)[0]
 
     def forward(

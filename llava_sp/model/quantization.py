@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from llava_sp.model.trainable import plain_model
 from llava_sp.utils.errors import UserError
 
 Quantization = Literal["4bit", "8bit"]
@@ -54,3 +55,10 @@ def count(parameter: nn.Parameter) -> int:
     if packed is not None:
         return packed.shape.numel()
     return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def quantised_parameters(model: nn.Module) -> int:
+    """Returns how many parameters of a model would be quantised: the frozen linear layers inside the LLM."""
+    layers = plain_model(model).model.language_model.modules()
+    weights: list[Any] = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    return sum(weight.numel() for weight in weights if not weight.requires_grad)

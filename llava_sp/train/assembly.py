@@ -1,6 +1,5 @@
 """From arguments to the objects of a run: model, processor, datasets."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from llava_sp.model.card import Card
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.quantization import compute_in, quantization_config
 from llava_sp.model.trainable import add_lora, plain_model, set_trainable
 from llava_sp.train.arguments import ModelArguments
 from llava_sp.train.command_line import RunArguments
@@ -62,7 +62,7 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
         UserError: A part is not there, or what is given does not fit the checkpoint to start from.
     """
     arguments, source = run.model, resume or run.model.init_from
-    dtype = _loading_dtype(run)
+    held: dict[str, Any] = {"dtype": _loading_dtype(run), **_quantization(run)}
     if source is None:
         if run.model.stage != "pretrain":
             logger.warning("No --init_from: the projector and the spatial modules start untrained in stage 2.")
@@ -71,14 +71,15 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
             arguments.vision_tower,
             variant=arguments.variant or "cropping",
             overrides=_overrides(arguments),
-            dtype=dtype,
             seed=run.training.seed,
+            **held,
         )
     else:
         card = check_start(arguments, str(source)) if resume is None else loading.read_card(str(source))
         continues_lora = card is not None and card.kind == "adapter" and arguments.stage == "finetune_lora"
         base = (arguments.model_name_or_path or None) if card is not None and card.kind != "full" else None
-        model, processor = loading.load(source, base=base, dtype=dtype, merge=not continues_lora)
+        other = arguments.allow_other_base
+        model, processor = loading.load(source, base, merge=not continues_lora, allow_other_base=other, **held)
     ready = choose_trainables(model, arguments)
     _settle_types(ready, run)
     set_conversation(processor, run)
@@ -90,11 +91,14 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
 def choose_trainables(model: LlavaSPForCausalLM | PeftModel, arguments: ModelArguments) -> nn.Module:
     """Freezes what the stage does not train, and adds LoRA where it is asked for and not there yet."""
     if isinstance(model, PeftModel):
-        rank = model.peft_config[model.active_adapter].r
-        if rank != arguments.lora_r:
-            raise UserError(
-                f"--lora_r {arguments.lora_r}, but the LoRA to continue has rank {rank}; give --lora_r {rank}."
-            )
+        config = model.peft_config[model.active_adapter]
+        for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+            given, found = getattr(arguments, flag), getattr(config, name)
+            if given != found:
+                raise UserError(
+                    f"--{flag} {given}, but the LoRA to continue has {found}; give --{flag} {found}, or for a new LoRA "
+                    "merge the old one first (python -m llava_sp.convert merge-lora)."
+                )
         return model
     set_trainable(model, TRAINED_PARTS[arguments.stage])
     if arguments.stage == "finetune_lora":
@@ -106,7 +110,8 @@ def check_start(arguments: ModelArguments, source: str) -> Card | None:
     """Checks that the arguments do not contradict the checkpoint to start from; returns its card.
 
     Raises:
-        UserError: Variant, spatial fields or tower differ from the checkpoint's, or stage 1 is to follow stage 2.
+        UserError: Variant, spatial fields or tower differ from the checkpoint's, or it would be merged into an LLM
+            that is quantised.
     """
     card = loading.read_card(source)
     config = LlavaSPConfig.from_pretrained(source)
@@ -124,9 +129,10 @@ def check_start(arguments: ModelArguments, source: str) -> Card | None:
                 f"{what} does not fit {source}, whose {name} is {getattr(config, name)!r}; the checkpoint to start "
                 "from decides the variant, so leave the flag out, or start from another."
             )
-    if card is not None and card.kind == "adapter" and arguments.stage == "pretrain":
+    if card is not None and card.kind == "adapter" and arguments.stage == "pretrain" and arguments.bits < 16:
         raise UserError(
-            f"{source} is of stage 2; stage 1 starts from an LLM and a tower, or from a stage 1 checkpoint."
+            f"{source} is a LoRA, which cannot be merged into an LLM of {arguments.bits} bits; merge it first "
+            "(python -m llava_sp.convert merge-lora) and start from the result."
         )
     tower = arguments.vision_tower
     if tower and card is not None and card.parts.get("vision_tower", tower) not in (tower, parts.absolute(tower)):
@@ -199,11 +205,23 @@ def _loading_dtype(run: RunArguments) -> torch.dtype:
     return torch.float32
 
 
+def _quantization(run: RunArguments) -> dict[str, Any]:
+    """Arguments of loading for `--bits`: each rank quantises on its own device."""
+    arguments = run.model
+    if arguments.bits == 16:
+        return {}
+    config = quantization_config(
+        f"{arguments.bits}bit", quant_type=arguments.quant_type, double_quant=arguments.double_quant
+    )
+    return {"quantization_config": config, "device_map": str(run.training.device)}
+
+
 def _settle_types(model: nn.Module, run: RunArguments) -> None:
     """Without DeepSpeed, frozen weights take half the room where the run is in 16 bits; autocast does the rest."""
     half = torch.bfloat16 if run.training.bf16 else torch.float16
     if run.training.deepspeed or not (run.training.bf16 or run.training.fp16):
         return
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(half)
+    compute_in(model, half)

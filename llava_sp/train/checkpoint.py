@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import cached_file
+
 from llava_sp.model.card import CARD_NAME
+from llava_sp.model.loading import find_card
+from llava_sp.model.parts import absolute
 from llava_sp.train.arguments import SPATIAL_FIELDS
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
@@ -49,11 +53,13 @@ def run_identity(run: Any) -> dict[str, Any]:
     for source in (run.model, run.data, run.training):
         values.update({name: getattr(source, name) for name in IDENTITY if hasattr(source, name)})
     values = {name: getattr(value, "value", value) for name, value in values.items()}
+    if run.model.bits < 16:
+        values.update({name: getattr(run.model, name) for name in ("bits", "double_quant", "quant_type")})
     data = Path(run.data.data_path)
     values["data"] = {"path": str(data.resolve()), "bytes": data.stat().st_size}
     if run.model.init_from:
-        card = Path(run.model.init_from, CARD_NAME)
-        values["init_from"] = {"path": str(card.parent.resolve()), "card_sha256": sha256_file(card)}
+        card = find_card(run.model.init_from) or cached_file(run.model.init_from, "config.json")
+        values["init_from"] = {"path": absolute(run.model.init_from), "card_sha256": sha256_file(card)}
     return values
 
 

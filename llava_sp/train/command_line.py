@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from llava_sp.model.quantization import quantization_config
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
 from llava_sp.train.legacy import apply_legacy_flags, read_renamed
@@ -79,6 +80,8 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         UserError: A value is not supported, or two values contradict each other.
     """
     apply_legacy_flags(given)
+    stage_one = given.get("tune_mm_mlp_adapter")
+    given.setdefault("version", "plain" if stage_one else given.get("conversation", ModelArguments.conversation))
     _choose_precision(given)
     given.setdefault("per_device_train_batch_size", TrainArguments.per_device_train_batch_size)
     plan = plan_batch(
@@ -95,6 +98,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         raise UserError(f"--deepspeed: the file {given['deepspeed']} does not exist; see configs/zero2.json.")
     if given.get("load_best_model_at_end"):
         raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
+    _check_bits(given)
     _check_reporters(given)
     _complete_evaluation(given)
     if given.get("gradient_checkpointing"):
@@ -194,6 +198,30 @@ def _choose_precision(given: dict[str, Any]) -> None:
     if not given.get("fp16"):
         given.setdefault("bf16", ampere)
     given.setdefault("tf32", ampere)
+
+
+def zero_stage(deepspeed: str | None) -> int:
+    """Returns the ZeRO stage of a DeepSpeed configuration file, 0 without one."""
+    if deepspeed is None:
+        return 0
+    return json.loads(Path(deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
+
+
+def _check_bits(given: dict[str, Any]) -> None:
+    """Quantised weights stay as they are, and whole: neither trained themselves nor split among ranks."""
+    bits = given.get("bits", 16)
+    if bits == 16:
+        return
+    if bits not in (4, 8):
+        raise UserError(f"--bits {bits}: a weight of the LLM can have 16 bits, 8 or 4.")
+    if not given.get("lora_enable") and not given.get("tune_mm_mlp_adapter"):
+        raise UserError(f"--bits {bits}: an LLM of {bits} bits cannot be tuned in full; give --lora_enable (QLoRA).")
+    if zero_stage(given.get("deepspeed")) == 3:
+        raise UserError(
+            f"--bits {bits} with ZeRO-3 ({given['deepspeed']}): packed weights cannot be split among ranks; give "
+            "--deepspeed configs/zero2.json."
+        )
+    quantization_config(f"{bits}bit")  # says so if bitsandbytes is missing
 
 
 def _complete_evaluation(given: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 
 from llava_sp.data.check import check_records
 from llava_sp.data.dataset import ConversationDataset
+from llava_sp.model.loading import read_card
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -60,7 +61,8 @@ def check_inputs(given: dict[str, Any]) -> None:
 def _missing_parts(given: dict[str, Any]) -> list[str]:
     """What is missing of the LLM, the vision tower, or the checkpoint to start from."""
     if init_from := given.get("init_from"):
-        if (Path(init_from) / "llava_sp.json").is_file():
+        if model_is_there(init_from):
+            read_card(init_from)  # says what else it is, if it is no checkpoint of this project
             return []
         return [f"the checkpoint to start from, {init_from} (bash scripts/pretrain.sh makes stage 1's)"]
     missing = []

@@ -8,8 +8,8 @@ from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-RENAMED = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
-"""Arguments that transformers renamed."""
+RENAMED = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu", "lora_weight_path": "init_from"}
+"""Arguments that transformers renamed, and LLaVA's name for the LoRA to continue."""
 
 GONE = {
     "save_safetensors": "weights are always saved as safetensors",
@@ -26,16 +26,12 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "freeze_mm_mlp_adapter": ((False,), "the projector learns in both stages"),
     "image_aspect_ratio": (("square", "pad"), "an image is one tile"),
     "lora_bias": (("none",), "LoRA tunes no biases"),
-    "bits": ((16,), "quantised training is not supported"),
-    "lora_weight_path": ((None, ""), "give that checkpoint to --init_from"),
     "neftune_noise_alpha": ((None,), "noise on the embeddings would break exact resumption"),
 }
 """Arguments of which some values only are supported: these, and why."""
 
 IDLE: dict[str, Any] = {
     "mm_use_im_patch_token": False,
-    "double_quant": None,
-    "quant_type": None,
     "mpt_attn_impl": None,
     "cache_dir": None,
     "lazy_preprocess": True,

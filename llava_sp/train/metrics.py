@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llava_sp.constants import IGNORE_INDEX
+from llava_sp.model.quantization import count
 from llava_sp.model.trainable import part_modules, plain_model, trainable_parameter_groups
 
 PEAK_BF16_FLOPS = {
@@ -52,7 +53,7 @@ class FlopCounter:
         text, vision = plain.config.text_config, plain.config.vision_config
         matrices = _matrices(parts["llm"])
         embedding = plain.get_input_embeddings().weight
-        frozen = sum(p.numel() for p in matrices if p is not embedding and not p.requires_grad)
+        frozen = sum(count(p) for p in matrices if p is not embedding and not p.requires_grad)
         learning = sum(p.numel() for p in matrices if p is not embedding and p.requires_grad)
         if plain.lm_head.weight is embedding:
             frozen += embedding.numel()

@@ -10,10 +10,9 @@ from torch import nn
 from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_sp.model.card import CARD_NAME
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.quantization import count, quantised_parameters
 from llava_sp.model.trainable import part_modules, plain_model, trainable_parameter_groups
-from llava_sp.train.assembly import zero_stage
-from llava_sp.train.command_line import RunArguments
-from llava_sp.train.preflight import OPTIMIZER_BYTES
+from llava_sp.train.command_line import RunArguments, zero_stage
 from llava_sp.train.provenance import chosen_arguments
 from llava_sp.utils.console import out
 
@@ -31,11 +30,11 @@ def trainable_report(model: nn.Module) -> str:
         # PEFT keeps the projector's original beside its trained copy; the original takes no part.
         if part == "projector":
             parameters = {key: p for key, p in parameters.items() if key in trained} or parameters
-        sizes = {key: getattr(p, "ds_numel", p.numel()) for key, p in parameters.items()}
+        sizes = {key: count(p) for key, p in parameters.items()}
         owners = sorted({trained[key] for key in parameters if key in trained})
-        count = (sum(sizes.values()), sum(size for key, size in sizes.items() if key in trained))
-        totals = [total + number for total, number in zip(totals, count, strict=True)]
-        lines.append(f"{part:<14}{count[0]:>16,}{count[1]:>16,}  {', '.join(owners) or 'frozen'}")
+        numbers = (sum(sizes.values()), sum(size for key, size in sizes.items() if key in trained))
+        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
+        lines.append(f"{part:<14}{numbers[0]:>16,}{numbers[1]:>16,}  {', '.join(owners) or 'frozen'}")
     lines.append(f"{'all':<14}{totals[0]:>16,}{totals[1]:>16,}  {totals[1] / totals[0]:.2%} trained")
     return "\n".join(lines)
 
@@ -56,20 +55,22 @@ def module_report(model: nn.Module) -> str:
 def memory_estimate(model: nn.Module, run: RunArguments) -> dict[str, float]:
     """Estimates the memory of one rank in bytes.
 
-    Weights, gradients and optimizer states follow from the counts, the precision and the ZeRO stage: stage 1 shares
-    optimizer states among the ranks, stage 2 gradients too, stage 3 weights too. Activations are a rough estimate for
-    the longest sequence: each layer's input (18 times that without gradient checkpointing, which keeps what the layer
-    makes), one layer at work, and logits with their gradient in fp32.
+    Weights, gradients and optimizer states follow from the counts, the precision, `--bits`, the optimizer and the ZeRO
+    stage: stage 1 shares optimizer states among the ranks, stage 2 gradients too, stage 3 weights too. Activations are
+    a rough estimate for the longest sequence: each layer's input (18 times that without gradient checkpointing, which
+    keeps what the layer makes), one layer at work, and logits with their gradient in fp32.
     """
     stage, ranks = zero_stage(run.training.deepspeed), run.batch_plan.ranks
     width = 2 if run.training.bf16 or run.training.fp16 else 4
     everything = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for named in trainable_parameter_groups(model).values() for _, p in named)
     own_width = width if stage else 4  # without DeepSpeed, what learns is kept in fp32
-    weights = (everything - trained) * width + trained * own_width
+    packed = quantised_parameters(model) if run.model.bits < 16 else 0
+    weights = (everything - trained - packed) * width + packed * run.model.bits / 8 + trained * own_width
     gradients = trained * own_width
+    moments = 2 if "8bit" in run.training.optim else 8
     # DeepSpeed keeps masters in fp32; without it (or in fp32) the weights are their own masters.
-    states = trained * (OPTIMIZER_BYTES if stage and width == 2 else OPTIMIZER_BYTES - 4)
+    states = trained * (moments + 4 if stage and width == 2 else moments)
     text = plain_model(model).config.text_config
     positions = run.batch_plan.per_device * run.training.model_max_length
     layer = positions * text.hidden_size * width

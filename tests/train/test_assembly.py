@@ -102,10 +102,10 @@ def test_lora_continues_from_a_lora_checkpoint(tiny_parts: Parts, tmp_path: Path
     flags = ["--init_from", str(tmp_path / "lora"), "--lora_enable", "--lora_r"]
     continued, _ = assembly.load_model(parse(tmp_path, *flags, "2"), resume=None)
     assert fingerprints(continued) == fingerprints(model)
-    with pytest.raises(UserError, match="has rank 2; give --lora_r 2"):
+    with pytest.raises(UserError, match="has 2; give --lora_r 2, or for a new LoRA merge"):
         assembly.load_model(parse(tmp_path, *flags, "4"), resume=None)
-    with pytest.raises(UserError, match="is of stage 2"):
-        assembly.load_model(parse(tmp_path, *flags[:2], "--tune_mm_mlp_adapter"), resume=None)
+    with pytest.raises(UserError, match=r"has 16; give --lora_alpha 16"):
+        assembly.load_model(parse(tmp_path, *flags, "2", "--lora_alpha", "32"), resume=None)
 
 
 @pytest.mark.parametrize(
