@@ -29,12 +29,14 @@ class Report:
         checked: Samples that were looked at.
         counts: How many of them have each problem.
         first: The names of the first few of those.
+        messages: What is wrong with the first of those, where there is more to say than the problem.
     """
 
     total: int
     checked: int = 0
     counts: Counter[Problem] = field(default_factory=Counter)
     first: dict[Problem, list[str]] = field(default_factory=lambda: defaultdict(list))
+    messages: dict[Problem, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -42,11 +44,12 @@ class Report:
         unreadable = any(problem.stops_training for problem in self.counts)
         return not unreadable and self.counts[Problem.NOTHING_LEARNED] < self.checked
 
-    def add(self, name: str, problems: list[Problem]) -> None:
-        """Counts one sample."""
+    def add(self, name: str, problems: dict[Problem, str]) -> None:
+        """Counts one sample, by its problems and what each says."""
         self.checked += 1
-        for problem in problems:
+        for problem, message in problems.items():
             self.counts[problem] += 1
+            self.messages.setdefault(problem, message)
             if len(self.first[problem]) < _NAMED:
                 self.first[problem].append(name)
 
@@ -58,6 +61,8 @@ class Report:
             names = ", ".join(map(repr, self.first[problem])) + (", ..." if self.counts[problem] > _NAMED else "")
             weight = "stops training" if problem.stops_training else "warning"
             lines.append(f"  {self.counts[problem]:,} x {problem} ({weight}): {names}")
+            if self.messages[problem]:
+                lines.append(f"    {self.first[problem][0]!r}: {self.messages[problem]}")
         return "\n".join(lines)
 
 
@@ -107,20 +112,20 @@ class _Inspection(Dataset):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[str, list[Problem]]:
+    def __getitem__(self, index: int) -> tuple[str, dict[Problem, str]]:
         record = self.dataset.records[int(self.positions[index])]
-        problems = []
+        problems: dict[Problem, str] = {}
         try:
             labels = self.dataset.encode(record).labels
             if all(label == IGNORE_INDEX for label in labels):
-                problems.append(Problem.NOTHING_LEARNED)
+                problems[Problem.NOTHING_LEARNED] = ""
         except SampleError as error:
-            problems.append(error.problem)
+            problems[error.problem] = str(error)
         try:
             if record.image is not None:
                 self.dataset.open_image(record)
         except SampleError as error:
-            problems.append(error.problem)
+            problems[error.problem] = str(error)
         if any(turn["from"] == "gpt" and not turn["value"].strip() for turn in record.conversations):
-            problems.append(Problem.EMPTY_ANSWER)
+            problems[Problem.EMPTY_ANSWER] = ""
         return record.id, problems

@@ -23,8 +23,9 @@ class Collator:
         """Joins B samples.
 
         Returns:
-            `input_ids`, `labels` and `attention_mask`, [B, L]; `pixel_values`, [images, 3, S, S] in the samples' order,
-            if there is any image; `sample_ids`, B names.
+            `input_ids`, `labels` and `attention_mask`, [B, L]; `sample_ids`, B names; if there is any image,
+            `pixel_values`, [images, 3, S, S] in the samples' order, or for AnyRes [images, most views, 3, S, S], where
+            zeros fill up the views of the others, and then `image_sizes`, [images, 2].
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch = {
@@ -33,9 +34,9 @@ class Collator:
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
             "sample_ids": [sample["sample_id"] for sample in samples],
         }
-        images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-        if images:
-            batch["pixel_values"] = torch.stack(images)
+        for name in ("pixel_values", "image_sizes"):
+            if values := [sample[name] for sample in samples if name in sample]:
+                batch[name] = pad_sequence(values, batch_first=True)
         return batch
 
 

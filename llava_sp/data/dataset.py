@@ -1,5 +1,6 @@
 """Samples ready for the model: rendered, their images in place, cut to length."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 
 from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_sp.data.conversation import Rendered, Template
-from llava_sp.data.images import load_image
+from llava_sp.data.images import image_size, load_image
 from llava_sp.data.problems import Problem, SampleError
 from llava_sp.data.records import Record, Records
 from llava_sp.utils.errors import UserError
@@ -23,9 +24,11 @@ class ConversationDataset(Dataset):
         image_folder: The folder that their image paths are relative to; none is needed for text alone.
         tokenizer: A fast tokenizer that has `<image>` as a special token.
         image_token_id: The id of `<image>`.
-        image_processor: Makes pixel values of PIL images: `processor(image, return_tensors="pt")["pixel_values"]`.
+        image_processor: Makes `pixel_values`, and for AnyRes `image_sizes`, of a PIL image:
+            `processor(image, return_tensors="pt")`.
         template: The conversation's layout.
-        num_image_tokens: Visual tokens of one image, T + N; as many image ids stand for it.
+        num_image_tokens: Visual tokens of an image, T + N; as many image ids stand for it. For AnyRes a function that
+            tells them by the image's height and width.
         max_length: Longest sequence, visual tokens included; what goes beyond is cut off.
     """
 
@@ -38,7 +41,7 @@ class ConversationDataset(Dataset):
         image_token_id: int,
         image_processor: Any,
         template: Template,
-        num_image_tokens: int,
+        num_image_tokens: int | Callable[[int, int], int],
         max_length: int,
     ) -> None:
         self.records = records
@@ -57,7 +60,8 @@ class ConversationDataset(Dataset):
         """Returns a sample.
 
         Returns:
-            `input_ids` and `labels`, both [L]; `pixel_values`, [3, S, S], if it has an image; `sample_id`, its name.
+            `input_ids` and `labels`, both [L]; `sample_id`, its name; if it has an image, `pixel_values`, [3, S, S], or
+            for AnyRes [views, 3, S, S], and then `image_sizes`, its height and width, [2].
 
         Raises:
             UserError: It cannot be read; the message names it.
@@ -71,8 +75,8 @@ class ConversationDataset(Dataset):
                 "sample_id": record.id,
             }
             if record.image is not None:
-                image = self.open_image(record)
-                sample["pixel_values"] = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+                prepared = self.image_processor(self.open_image(record), return_tensors="pt")
+                sample.update({name: values[0] for name, values in prepared.items()})
         except UserError as error:
             where = f"Sample {record.id!r} (record {position + 1} of {self.records.path})"
             # A UserError of one argument crosses from a data loader's worker as what it is; a SampleError would not.
@@ -81,14 +85,21 @@ class ConversationDataset(Dataset):
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """LLaVA's lengths for grouping: words, positive with an image and negative without; [samples]."""
+        """LLaVA's lengths for grouping: words, positive with an image and negative without; [samples].
+
+        The tiles of AnyRes do not count, as in LLaVA: to know them, every image would have to be opened first.
+        """
         return self.records.modality_lengths
 
     def encode(self, record: Record) -> Rendered:
-        """Renders a record with every visual token in place, cut to `max_length`; the image itself is not needed.
+        """Renders a record with every visual token in place, cut to `max_length`.
+
+        The image is not needed, except for AnyRes its file's header, which tells its size.
 
         Raises:
-            SampleError: The turns are wrong, `<image>` does not match the image, or the visual tokens do not fit.
+            SampleError: The turns are wrong, `<image>` does not match the image, the visual tokens leave no room for
+                text, or the size that decides on their number cannot be read.
+            UserError: There is no image folder to read that from.
         """
         rendered = self.template.render(record.conversations, self.tokenizer, self.image_token_id)
         found, expected = rendered.input_ids.count(self.image_token_id), int(record.image is not None)
@@ -98,16 +109,25 @@ class ConversationDataset(Dataset):
         if not expected:
             return Rendered(rendered.input_ids[: self.max_length], rendered.labels[: self.max_length])
         at = rendered.input_ids.index(self.image_token_id)
-        if at + self.num_image_tokens > self.max_length:
-            raise SampleError(
-                Problem.NO_ROOM,
-                f"Its {self.num_image_tokens} visual tokens, after {at} of text, go beyond the longest sequence of "
-                f"{self.max_length} tokens (--model_max_length).",
-            )
-        visual = [self.image_token_id] * self.num_image_tokens
+        visual = [self.image_token_id] * self._count_visual_tokens(record, at)
         input_ids = rendered.input_ids[:at] + visual + rendered.input_ids[at + 1 :]
         labels = rendered.labels[:at] + [IGNORE_INDEX] * len(visual) + rendered.labels[at + 1 :]
         return Rendered(input_ids[: self.max_length], labels[: self.max_length])
+
+    def _count_visual_tokens(self, record: Record, at: int) -> int:
+        """Returns the number of visual tokens of a record's image, which stands after `at` tokens of text."""
+        count, of_size, mend = self.num_image_tokens, "", ""
+        if callable(count):
+            height, width = image_size(self._folder(), record.image or "")
+            count, of_size = count(height, width), f" of an image of {width} x {height} pixels"
+            mend = ", or choose fewer tiles (--image_grid_pinpoints)"
+        if at + count >= self.max_length:
+            raise SampleError(
+                Problem.NO_ROOM,
+                f"Its {count} visual tokens{of_size}, after {at} of text, leave no room for what follows within "
+                f"{self.max_length} tokens; raise --model_max_length{mend}.",
+            )
+        return count
 
     def open_image(self, record: Record) -> Any:
         """Opens a record's image as PIL's, RGB.
@@ -116,6 +136,9 @@ class ConversationDataset(Dataset):
             SampleError: It cannot be read.
             UserError: There is no image folder.
         """
+        return load_image(self._folder(), record.image or "")
+
+    def _folder(self) -> str | Path:
         if not self.image_folder:
             raise UserError("It has an image, and no image folder is given (--image_folder).")
-        return load_image(self.image_folder, record.image or "")
+        return self.image_folder

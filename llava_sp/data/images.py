@@ -1,5 +1,7 @@
 """The one place that opens images, which come from data and requests that nobody has vetted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,13 +33,8 @@ def load_image(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) ->
         SampleError: The path leads out of the folder, or the file is missing, corrupt, not an image, or too large; the
             message names the file.
     """
-    try:
-        path = resolve_inside(root, relative)
-    except UserError as error:
-        raise SampleError(Problem.IMAGE_OUTSIDE, str(error)) from None
-    if not path.is_file():
-        raise SampleError(Problem.IMAGE_MISSING, f"The image {path} does not exist.")
-    return decode_image(path, f"The image {path} ({path.stat().st_size} bytes)", max_pixels)
+    path, name = _find(root, relative)
+    return decode_image(path, name, max_pixels)
 
 
 def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -51,11 +48,41 @@ def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXEL
     Raises:
         SampleError: It is corrupt, not an image, or too large.
     """
+    with _opened(source, name, max_pixels) as image:
+        return image.convert("RGB")
+
+
+def image_size(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Reads the height and width that `load_image` would return from the file's header; nothing is decoded.
+
+    Raises:
+        SampleError: As for `load_image`.
+    """
+    path, name = _find(root, relative)
+    with _opened(path, name, max_pixels) as image:
+        return image.height, image.width
+
+
+def _find(root: str | Path, relative: str) -> tuple[Path, str]:
+    """Returns an image's path, and what errors call it."""
+    try:
+        path = resolve_inside(root, relative)
+    except UserError as error:
+        raise SampleError(Problem.IMAGE_OUTSIDE, str(error)) from None
+    if not path.is_file():
+        raise SampleError(Problem.IMAGE_MISSING, f"The image {path} does not exist.")
+    return path, f"The image {path} ({path.stat().st_size} bytes)"
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens an image that is not too large; what its decoder raises meanwhile becomes a `SampleError`."""
     try:
         with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if width * height <= max_pixels:
-                return image.convert("RGB")
+                yield image
+                return
     except Image.DecompressionBombError:  # Pillow's own limit, from the header as well
         raise _too_large(name, "far too many", max_pixels) from None
     except Exception as error:  # decoders raise anything on corrupt bytes: SyntaxError, struct.error, IndexError, ...

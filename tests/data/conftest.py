@@ -77,7 +77,7 @@ def dataset(tmp_path: Path, tokenizer: Any, image_token_id: int) -> Callable[...
             tokenizer=tokenizer,
             image_token_id=image_token_id,
             image_processor=Pixels(),
-            num_image_tokens=VISUAL,
+            num_image_tokens=settings.pop("num_image_tokens", VISUAL),
             **settings,
         )
 

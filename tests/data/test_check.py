@@ -55,6 +55,20 @@ def test_an_oversized_image(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert check_records(dataset(FINE)).counts == {Problem.IMAGE_TOO_LARGE: 1}
 
 
+def test_an_image_of_too_many_tiles_is_reported_with_its_size_and_the_mend(dataset: Any) -> None:
+    report = check_records(dataset(FINE, num_image_tokens=lambda height, width: 2370))
+    assert not report.ok
+    said = (
+        "2370 visual tokens of an image of 8 x 8 pixels, after 81 of text, leave no room for what follows within 2048"
+    )
+    assert f"'fine': Its {said} tokens; raise --model_max_length, or choose fewer tiles" in str(report)
+
+
+def test_an_unreadable_image_is_counted_once_where_its_size_matters(dataset: Any) -> None:
+    data = dataset(record("x7", "<image>\nWhat?", image="blue.png"), num_image_tokens=lambda height, width: 3)
+    assert check_records(data).counts == {Problem.IMAGE_MISSING: 1}
+
+
 def test_data_that_teaches_nothing_at_all_is_not_ok(dataset: Any) -> None:
     assert not check_records(dataset(record("a", "What?", ""))).ok
 

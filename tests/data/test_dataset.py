@@ -54,9 +54,19 @@ def test_visual_tokens_are_never_cut(dataset: Any, image_token_id: int) -> None:
     sample = record("a7", "<image>\nWhat?", image="red.png")
     ids = dataset(sample)[0]["input_ids"].tolist()
     end = ids.index(image_token_id) + VISUAL
-    assert dataset(sample, max_length=end)[0]["input_ids"].tolist() == ids[:end]
-    with pytest.raises(UserError, match=rf"'a7'.*{VISUAL} visual tokens.*{end - 1} tokens"):
-        dataset(sample, max_length=end - 1)[0]
+    assert dataset(sample, max_length=end + 1)[0]["input_ids"].tolist() == ids[: end + 1]
+    with pytest.raises(UserError, match=rf"'a7'.*{VISUAL} visual tokens.*within {end} tokens; raise --model_max_len"):
+        dataset(sample, max_length=end)[0]
+
+
+def test_an_image_whose_size_decides_on_its_visual_tokens(dataset: Any, image_token_id: int, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 6)).save(tmp_path / "images" / "wide.png")
+    sample = record("a7", "<image>\nWhat?", image="wide.png")
+    ids = dataset(sample, num_image_tokens=lambda height, width: 100 * height + width)[0]["input_ids"].tolist()
+    assert ids.count(image_token_id) == 609
+    message = r"'a7'.*609 visual tokens of an image of 9 x 6 pixels, after 81 of .*--model_max_length, or choose fewer"
+    with pytest.raises(UserError, match=message):
+        dataset(sample, num_image_tokens=lambda height, width: 100 * height + width, max_length=600)[0]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,19 @@ def test_a_batch_is_padded_and_keeps_its_images_in_order(dataset: Any, tmp_path:
         assert batch["input_ids"][row, length:].eq(9).all()
         assert batch["labels"][row, length:].eq(IGNORE_INDEX).all()
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
+
+
+def test_a_batch_of_several_views_is_filled_up_with_zeros() -> None:
+    def sample(views: int) -> dict[str, Any]:
+        ids = torch.tensor([1, 2])
+        tiles = {"pixel_values": torch.full((views, 3, 4, 4), float(views)), "image_sizes": torch.tensor([8, views])}
+        return {"input_ids": ids, "labels": ids, "sample_id": "", **tiles}
+
+    text = {"input_ids": torch.tensor([1]), "labels": torch.tensor([1]), "sample_id": ""}
+    batch = Collator(0)([sample(3), text, sample(5)])
+    assert batch["pixel_values"].shape == (2, 5, 3, 4, 4)
+    assert batch["pixel_values"].mean(dim=(2, 3, 4)).tolist() == [[3, 3, 3, 0, 0], [5, 5, 5, 5, 5]]
+    assert batch["image_sizes"].tolist() == [[8, 3], [8, 5]]
 
 
 def test_a_batch_of_text_has_no_pixels(dataset: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_sp.data.images import load_image
+from llava_sp.data.images import image_size, load_image
 from llava_sp.data.problems import Problem, SampleError
 
 
@@ -53,6 +53,16 @@ def test_exif_rotation_is_not_applied_as_in_llava(tmp_path: Path) -> None:
     exif[0x0112] = 6  # rotate by 90 degrees to view
     picture().save(tmp_path / "a.jpg", exif=exif)
     assert load_image(tmp_path, "a.jpg").size == (8, 6)
+    assert image_size(tmp_path, "a.jpg") == (6, 8)
+
+
+def test_the_size_is_read_from_the_header_alone(refuse, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    assert image_size(tmp_path, "cut.png") == (6, 8)
+    refuse("cut.png", Problem.IMAGE_CORRUPT)
+    with pytest.raises(SampleError, match=r"cut\.png.*8 x 6"):
+        image_size(tmp_path, "cut.png", max_pixels=47)
 
 
 def test_the_several_pictures_of_a_phone_are_its_first(tmp_path: Path) -> None:
