@@ -1,16 +1,16 @@
 """Scores a model's answers about the tiny world, beside chance and the commonest answer."""
 
 import argparse
-import json
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava_sp.playground.language import TASKS
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import read_json_lines
+from llava_sp.utils.matching import is_right
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def score_answers(answers_file: str | Path, annotations_file: str | Path) -> lis
     Raises:
         UserError: A file is missing or malformed, or a question has no answer.
     """
-    annotations = _read_lines(annotations_file, ("question_id", "task", "form", "answer"))
-    answers = {line["question_id"]: line["text"] for line in _read_lines(answers_file, ("question_id", "text"))}
+    annotations = read_json_lines(annotations_file, ("question_id", "task", "form", "answer"))
+    answers = {line["question_id"]: line["text"] for line in read_json_lines(answers_file, ("question_id", "text"))}
     missing = [line["question_id"] for line in annotations if line["question_id"] not in answers]
     if missing:
         raise UserError(f"{answers_file} lacks {len(missing)} of {len(annotations)} answers, the first {missing[0]}.")
@@ -71,11 +71,6 @@ def score_answers(answers_file: str | Path, annotations_file: str | Path) -> lis
     return [*scores, _mean(scores)]
 
 
-def is_right(given: str, expected: str) -> bool:
-    """Compares answers without regard to case, outer blanks and a final full stop."""
-    return given.strip().rstrip(".").lower() == expected.lower()
-
-
 def format_scores(scores: list[TaskScore]) -> str:
     """Lays scores out as a table of percentages."""
     lines = [f"{'task':<10} {'questions':>9} {'accuracy':>9} {'+-95%':>6} {'chance':>7} {'commonest answer':>17}"]
@@ -90,23 +85,6 @@ def _mean(scores: list[TaskScore]) -> TaskScore:
         return sum(getattr(score, name) for score in scores) / len(scores)
 
     return TaskScore("mean", sum(s.count for s in scores), mean("accuracy"), mean("chance"), mean("commonest"))
-
-
-def _read_lines(path: str | Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist.")
-    records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not valid JSON: {error}.") from None
-        if not isinstance(record, dict) or any(key not in record for key in keys):
-            raise UserError(f"{path}, line {number} must be an object with {', '.join(keys)}.")
-        records.append(record)
-    if not records:
-        raise UserError(f"{path} is empty.")
-    return records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,34 @@ def read_json(path: str | Path) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path} is not valid JSON{where}: {error}. Is the file truncated?") from None
+
+
+def read_json_lines(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Reads a file of JSON lines, each an object with at least `keys`.
+
+    Raises:
+        UserError: The file is missing, empty, or has a line that is no such object; the message gives the line.
+    """
+    records = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside a string
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not valid JSON: {error}.") from None
+        if not isinstance(record, dict) or any(key not in record for key in keys):
+            raise UserError(f"{path}, line {number} must be an object with {', '.join(keys)}.")
+        records.append(record)
+    if not records:
+        raise UserError(f"{path} is empty.")
+    return records
 
 
 def sha256_file(path: str | Path) -> str:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from llava_sp.playground.scorer import format_scores, is_right, score_answers
+from llava_sp.playground.scorer import format_scores, score_answers
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.matching import is_right
 
 TRUTH = [
     ("a", "position", "Where is the {colour} {shape}?", "top left"),
