@@ -131,8 +131,7 @@ def generate_answers(
     """
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
-    # Like beside like costs little padding. The longest first: what does not fit into memory shows at once.
-    ordered = sorted(questions, key=lambda question: (question.image is not None, len(question.text)), reverse=True)
+    ordered = by_length(questions)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
     def load_images(batch: list[Question]) -> list[torch.Tensor | Failure | None]:
@@ -173,6 +172,14 @@ def generate_answers(
                 del waiting[0]
 
 
+def by_length(questions: Iterable[Question]) -> list[Question]:
+    """Orders questions so that like stands beside like, which costs little padding.
+
+    The longest come first: what does not fit into memory shows at once.
+    """
+    return sorted(questions, key=lambda question: (question.image is not None, len(question.text)), reverse=True)
+
+
 def _load_pixels(
     question: Question, image_folder: str | Path, processor: LlavaSPProcessor
 ) -> torch.Tensor | Failure | None:
@@ -208,14 +215,18 @@ def prompt_ids(question: Question, processor: LlavaSPProcessor, template: Templa
     Raises:
         UserError: The conversation has no place for such a question.
     """
-    text = question.text if question.image is None else f"{IMAGE_TOKEN}\n{question.text}"
-    turns = [{"from": "human", "value": text}]
     try:
-        ids = template.render_prompt(turns, processor.tokenizer, processor.image_token_id)
+        ids = template.render_prompt(as_turns(question), processor.tokenizer, processor.image_token_id)
     except UserError as error:
         raise UserError(f"Question {question.id!r} cannot be asked: {error}") from error
     repeats = {processor.image_token_id: processor.num_image_tokens}
     return [copy for token in ids for copy in [token] * repeats.get(token, 1)]
+
+
+def as_turns(question: Question) -> list[dict[str, str]]:
+    """Returns a question as a conversation that awaits its first answer."""
+    text = question.text if question.image is None else f"{IMAGE_TOKEN}\n{question.text}"
+    return [{"from": "human", "value": text}]
 
 
 def _generate(

@@ -1,10 +1,22 @@
 """What scores were made with: the checkpoint's files, the data's files, the versions of the code."""
 
 import hashlib
+import platform
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+from llava_sp.data.conversation import get_template
+from llava_sp.eval.benchmarks.base import Benchmark
+from llava_sp.eval.inference import as_turns
+from llava_sp.eval.questions import Question
+from llava_sp.model.card import package_versions
+from llava_sp.model.loading import read_card
+from llava_sp.utils.files import sha256_file
+from llava_sp.utils.git import git_state
 
 BLOCKS = 16
 BLOCK_BYTES = 2**16
@@ -35,6 +47,35 @@ def checkpoint_digest(path: str) -> str | None:
         total.update(f"{file.name} {file.stat().st_size}\n".encode())
         total.update(_blocks(file))
     return total.hexdigest()
+
+
+def describe(
+    benchmark: Benchmark, root: Path, settings: dict[str, Any], question: Question, *, batch_size: int, ranks: int
+) -> dict[str, Any]:
+    """Returns what a benchmark's answers were made with, as JSON values.
+
+    Args:
+        benchmark: The benchmark.
+        root: Its folder.
+        settings: What decides the answers, see `what_decides_the_answers`.
+        question: One of the questions, to show the prompt as the LLM gets it.
+        batch_size: Questions per batch.
+        ranks: Number of ranks that answered together.
+    """
+    card = read_card(settings["model_path"])
+    template = get_template(settings["conv_mode"] or (card.conversation_template if card else "v1"))
+    files = {file.name: benchmark.path(root, file.name) for file in benchmark.files}
+    return {
+        "settings": settings,
+        "template": {"name": template.name, "example": template.prompt_text(as_turns(question))},
+        "data_sha256": {name: sha256_file(path) for name, path in files.items() if path.is_file()},
+        "checkpoint": None if card is None else {"stage": card.stage, "parts": card.parts, "details": card.details},
+        "batch_size": batch_size,
+        "ranks": ranks,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "git": git_state(),
+    }
 
 
 def _blocks(path: Path) -> bytes:

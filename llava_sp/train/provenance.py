@@ -1,12 +1,10 @@
 """What a checkpoint's card tells of the run that made it."""
 
-import shutil
-import subprocess
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
 from llava_sp.train.command_line import RunArguments
+from llava_sp.utils.git import git_state
 
 PATHS_OF_THIS_MACHINE = ("output_dir", "local_rank", "deepspeed")
 
@@ -38,14 +36,3 @@ def chosen_arguments(run: RunArguments) -> list[tuple[str, Any]]:
             if plain and value != default and value not in ([], {}):
                 chosen.append((item.name, value))
     return chosen
-
-
-def git_state() -> str | None:
-    """Returns the commit of this source tree, with `-dirty` where files differ from it; None outside of one."""
-    git = shutil.which("git")
-    here = Path(__file__).parents[2]
-    if git is None or not (here / ".git").exists():
-        return None
-    command = [git, "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
