@@ -232,23 +232,12 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )
-        self._silence_unused_rows(outputs.logits)
+        silence_unused_rows(outputs.logits, self.config)
         if labels is not None:
             outputs.loss = self.loss_function(
                 logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
         return outputs if return_dict is not False else outputs.to_tuple()
-
-    def _silence_unused_rows(self, logits: torch.Tensor) -> None:
-        """Keeps the rows that no LLM was trained for from being generated, and from shifting the loss.
-
-        In place on the detached tensor: autograd saves nothing of the head's output, a softmax of zero passes no
-        gradient back, and a copy would cost B * L * V floats.
-        """
-        lowest = torch.finfo(logits.dtype).min
-        detached = logits.detach()
-        detached[..., self.config.llm_vocab_size :] = lowest
-        detached[..., self.config.image_token_id : self.config.image_token_id + 1] = lowest
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resizes the vocabulary as transformers does; rows that a user adds count as the LLM's own."""
@@ -256,3 +245,19 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         if new_num_tokens is not None:
             self.config.llm_vocab_size = self.config.text_config.vocab_size
         return embeddings
+
+
+def silence_unused_rows(logits: torch.Tensor, config: LlavaSPConfig) -> None:
+    """Keeps the rows that no LLM was trained for from being generated, and from shifting the loss.
+
+    In place on the detached tensor: autograd saves nothing of the head's output, a softmax of zero passes no gradient
+    back, and a copy would cost B * L * V floats.
+
+    Args:
+        logits: What the head puts out [..., V].
+        config: The model's configuration.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    detached = logits.detach()
+    detached[..., config.llm_vocab_size :] = lowest
+    detached[..., config.image_token_id : config.image_token_id + 1] = lowest
