@@ -72,7 +72,8 @@ def build(
         vision_tower: Name or folder of a CLIP or SigLIP tower, whole or vision part alone.
         variant: A name of `llava_sp.model.variants.VARIANTS`.
         overrides: Fields of `LlavaSPConfig` in place of the variant's.
-        image_aspect_ratio: `"square"` or `"pad"`, see `LlavaSPImageProcessor`.
+        image_aspect_ratio: `"square"`, `"pad"` or `"anyres"`, see `LlavaSPImageProcessor`. The last takes LLaVA-1.6's
+            grids and `patch_merge_type="flat"`, unless `overrides` says otherwise.
         conversation_template: Name of the conversation that the model is tuned with.
         chat_template: The same conversation as a Jinja template, for `apply_chat_template`.
         max_length: Longest sequence in tokens, visual ones included.
@@ -87,7 +88,9 @@ def build(
         UserError: A part cannot be loaded, or the variant does not fit the tower's grid.
     """
     tokenizer = load_tokenizer(llm, max_length)
-    config = configure(llm, vision_tower, tokenizer, variant=variant, overrides=overrides)
+    config = configure(
+        llm, vision_tower, tokenizer, variant=variant, overrides=overrides, image_aspect_ratio=image_aspect_ratio
+    )
     processor = make_processor(
         config,
         tokenizer,
@@ -339,10 +342,13 @@ def _load_full(path: str, **arguments: Any) -> LlavaSPForCausalLM:
 def _load_base(path: str, card: Card, base: str | None, allow_other_base: bool, **arguments: Any) -> LlavaSPForCausalLM:
     """Loads what a partial checkpoint stands on: a whole LLaVA-SP model, or an LLM and a tower."""
     parts = resolve_parts(path, card, base)
+    config = LlavaSPConfig.from_pretrained(path)
     if "model" in parts:
         model, _ = load(parts["model"], allow_other_base=allow_other_base, **arguments)
+        if config.image_grid_pinpoints is not None:
+            model.model.lay_out_tiles(config.image_grid_pinpoints, config.patch_merge_type)
     else:
-        model = _from_parts(LlavaSPConfig.from_pretrained(path), parts, **arguments)
+        model = _from_parts(config, parts, **arguments)
     if not allow_other_base:
         check_base(path, card, base, model.fingerprint or {})
     return model

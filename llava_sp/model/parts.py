@@ -26,6 +26,7 @@ from llava_sp.model.configuration_llava_sp import VOCABULARY_MULTIPLE, LlavaSPCo
 from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.tiles import default_pinpoints
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
@@ -43,6 +44,7 @@ def configure(
     *,
     variant: str = "cropping",
     overrides: dict[str, Any] | None = None,
+    image_aspect_ratio: str = "pad",
 ) -> LlavaSPConfig:
     """Derives the whole configuration from the parts' own configurations; no weights are read.
 
@@ -52,6 +54,7 @@ def configure(
         tokenizer: The LLM's tokenizer from `load_tokenizer`.
         variant: A name of `llava_sp.model.variants.VARIANTS`.
         overrides: Fields of `LlavaSPConfig` in place of the variant's.
+        image_aspect_ratio: `"anyres"` lays images out on LLaVA-1.6's grids, unless `overrides` has other ones.
 
     Raises:
         UserError: A configuration cannot be loaded, or the variant does not fit the tower's grid.
@@ -63,7 +66,10 @@ def configure(
     # Some embeddings have more rows than there are tokens (Qwen's); `<image>` then takes one of those.
     rows = {"llm_vocab_size": min(text_config.vocab_size, max(ids.values()) + 1)}
     fields = {**rows, **variant_fields(variant), **(overrides or {})}
-    return join_configs(text_config, load_vision_config(vision_tower), image_token_id, fields)
+    vision_config = load_vision_config(vision_tower)
+    if image_aspect_ratio == "anyres":
+        fields.setdefault("image_grid_pinpoints", default_pinpoints(vision_config.image_size))
+    return join_configs(text_config, vision_config, image_token_id, fields)
 
 
 def join_configs(
@@ -182,7 +188,8 @@ def make_processor(
         config: The model's configuration.
         tokenizer: The LLM's tokenizer from `load_tokenizer`.
         vision_tower: Name or folder of the vision tower, for its `preprocessor_config.json`.
-        image_aspect_ratio: `"square"` or `"pad"`, see `LlavaSPImageProcessor`.
+        image_aspect_ratio: `"square"` or `"pad"`, see `LlavaSPImageProcessor`; that of a configuration with
+            `image_grid_pinpoints` is `"anyres"` in any case.
         conversation_template: Name of the conversation that the model is tuned with.
         chat_template: The same conversation as a Jinja template.
     """
@@ -195,6 +202,7 @@ def make_processor(
         chat_template=chat_template,
         num_additional_image_tokens=config.num_spatial_tokens + has_class_token,
         conversation_template=conversation_template,
+        patch_merge_type=config.patch_merge_type,
     )
 
 
@@ -244,7 +252,8 @@ def _image_processor(config: LlavaSPConfig, vision_tower: str, image_aspect_rati
         **{name: settings[name] for name in kept if settings.get(name) is not None},
         do_center_crop=settings.get("do_center_crop", False),
         crop_size={"height": side, "width": side},
-        image_aspect_ratio=image_aspect_ratio,
+        image_aspect_ratio=image_aspect_ratio if config.image_grid_pinpoints is None else "anyres",
+        image_grid_pinpoints=config.image_grid_pinpoints,
     )
 
 

@@ -63,11 +63,13 @@ class ModelArguments:
     dfi_stride: int | None = argument(None, "Stride of the DFI's convolutions in patches.")
     dfi_fusion: Literal["concat", "sum"] | None = argument(None, "How the features of several DFI kernels join.")
     spatial_bias: bool | None = argument(None, "Whether the spatial tokens' output projection has a bias.")
+    mm_patch_merge_type: Literal["flat", "spatial", "spatial_unpad"] | None = argument(
+        None, "With --image_aspect_ratio anyres: how the tiles of an image become one sequence; flat if not given."
+    )
     mm_vision_select_layer: int = argument(-2, "Hidden layer of the tower whose patch features are used.")
     # LLaVA's remaining names: `legacy.py` says which of their values are followed, idle, or refused.
     pretrain_mm_mlp_adapter: str | None = argument(None, "LLaVA's name for --init_from a stage 1 checkpoint.")
     mm_projector_type: str | None = argument(None, "Patch projector; mlp2x_gelu is the one there is.")
-    mm_patch_merge_type: str | None = argument(None, "Layout of several tiles; flat (one tile) is the one there is.")
     mm_vision_select_feature: str | None = argument(None, "Features of the tower; patch is the one there is.")
     mm_use_im_start_end: bool = argument(False, "Tokens around an image; only False is supported.")
     mm_use_im_patch_token: bool = argument(False, "LLaVA's patch token; it has no effect here.")
@@ -97,7 +99,15 @@ class DataArguments:
     data_path: str = argument("", "Training data: a JSON file in LLaVA's format.")
     image_folder: str = argument("", "Folder that the data's image paths are relative to.")
     eval_data_path: str | None = argument(None, "Held-out data in the same format; its loss is logged as eval_loss.")
-    image_aspect_ratio: str = argument("square", "How an image becomes a square: square (crop) or pad, as LLaVA does.")
+    image_aspect_ratio: Literal["square", "pad", "anyres"] = argument(
+        "square",
+        "How an image becomes a square: cropped (square), padded (pad), or laid out on several tiles (anyres).",
+    )
+    image_grid_pinpoints: str | None = argument(
+        None,
+        'With anyres: sizes in pixels, (width, height) as in LLaVA, of the grids of tiles, "[(336, 672), (672, 336)]"; '
+        "LLaVA-1.6's if not given.",
+    )
     check_data: Literal["sample", "full", "off"] = argument(
         "sample", "Check of the data before training: a sample of it, all of it (full), or none (off)."
     )

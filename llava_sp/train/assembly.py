@@ -19,9 +19,11 @@ from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.quantization import compute_in, quantization_config
+from llava_sp.model.tiles import default_pinpoints
 from llava_sp.model.trainable import add_lora, plain_model, set_trainable
 from llava_sp.train.arguments import ModelArguments
 from llava_sp.train.command_line import RunArguments
+from llava_sp.train.legacy import read_pinpoints
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -70,19 +72,22 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
             arguments.model_name_or_path,
             arguments.vision_tower,
             variant=arguments.variant or "cropping",
-            overrides=_overrides(arguments),
+            overrides=_overrides(run),
+            image_aspect_ratio=run.data.image_aspect_ratio,
             seed=run.training.seed,
             **held,
         )
     else:
         card = check_start(arguments, str(source)) if resume is None else loading.read_card(str(source))
         continues_lora = card is not None and card.kind == "adapter" and arguments.stage == "finetune_lora"
+        config = starting_config(run, str(source))
         base = (arguments.model_name_or_path or None) if card is not None and card.kind != "full" else None
         other = arguments.allow_other_base
         model, processor = loading.load(source, base, merge=not continues_lora, allow_other_base=other, **held)
+        _lay_out_tiles(model, config, run.training.seed)
     ready = choose_trainables(model, arguments)
     _settle_types(ready, run)
-    set_conversation(processor, run)
+    set_processor(processor, run, plain_model(ready).config)
     template, tokenizer = get_template(processor.conversation_template), processor.tokenizer
     parts.set_endings(plain_model(ready), tokenizer, template.end_token_id(tokenizer))
     return ready, processor
@@ -147,7 +152,7 @@ def plan_model(run: RunArguments) -> tuple[nn.Module, LlavaSPProcessor]:
     arguments = run.model
     if arguments.init_from:
         check_start(arguments, arguments.init_from)
-        config = LlavaSPConfig.from_pretrained(arguments.init_from)
+        config = starting_config(run, arguments.init_from)
         processor = LlavaSPProcessor.from_pretrained(arguments.init_from)
     else:
         tokenizer = parts.load_tokenizer(arguments.model_name_or_path, run.training.model_max_length)
@@ -156,21 +161,60 @@ def plan_model(run: RunArguments) -> tuple[nn.Module, LlavaSPProcessor]:
             arguments.vision_tower,
             tokenizer,
             variant=arguments.variant or "cropping",
-            overrides=_overrides(arguments),
+            overrides=_overrides(run),
+            image_aspect_ratio=run.data.image_aspect_ratio,
         )
         processor = parts.make_processor(config, tokenizer, arguments.vision_tower)
     with torch.device("meta"):
         model = choose_trainables(LlavaSPForCausalLM(config), arguments)
-    set_conversation(processor, run)
+    set_processor(processor, run, config)
     return model, processor
 
 
-def set_conversation(processor: LlavaSPProcessor, run: RunArguments) -> None:
-    """Makes the processor that of this run: its conversation, image shape, and longest sequence."""
+def starting_config(run: RunArguments, source: str) -> LlavaSPConfig:
+    """Returns the configuration in which a checkpoint goes on: its own, laid out on tiles if this run asks for it.
+
+    Raises:
+        UserError: It has tiles already, and this run does not want them, or wants them in another order.
+    """
+    config = LlavaSPConfig.from_pretrained(source)
+    wanted = run.data.image_aspect_ratio == "anyres"
+    if config.image_grid_pinpoints is not None:
+        merge = run.model.mm_patch_merge_type or config.patch_merge_type
+        if not wanted or merge != config.patch_merge_type:
+            raise UserError(
+                f"{source} was trained on images of several tiles in the order {config.patch_merge_type!r}; give "
+                f"--image_aspect_ratio anyres --mm_patch_merge_type {config.patch_merge_type}, or start from another."
+            )
+    if wanted:
+        own = config.image_grid_pinpoints or default_pinpoints(config.vision_config.image_size)
+        config.image_grid_pinpoints = read_pinpoints(run.data.image_grid_pinpoints) or own
+        config.patch_merge_type = run.model.mm_patch_merge_type or config.patch_merge_type
+        config.check_tile_fields()
+    return config
+
+
+def _lay_out_tiles(model: LlavaSPForCausalLM | PeftModel, config: LlavaSPConfig, seed: int) -> None:
+    if config.image_grid_pinpoints is None:
+        return
+    plain = plain_model(model)
+    if isinstance(model, PeftModel) and config.patch_merge_type != plain.config.patch_merge_type:
+        raise UserError(
+            f"The LoRA to continue saw one tile an image, and --mm_patch_merge_type {config.patch_merge_type} changes "
+            "its projector; merge it first (python -m llava_sp.convert merge-lora) and start from the result."
+        )
+    if plain.model.lay_out_tiles(config.image_grid_pinpoints, config.patch_merge_type, seed):
+        logger.warning("The token that closes a row of patches (image_newline) is new and starts untrained.")
+
+
+def set_processor(processor: LlavaSPProcessor, run: RunArguments, config: LlavaSPConfig) -> None:
+    """Makes the processor that of this run: its conversation, image shape, tiles, and longest sequence."""
     template = get_template(run.model.version)
     processor.conversation_template = template.name
     processor.chat_template = template.chat_template()
     processor.image_processor.image_aspect_ratio = run.data.image_aspect_ratio
+    processor.image_processor.image_grid_pinpoints = config.image_grid_pinpoints
+    processor.patch_merge_type = config.patch_merge_type
     processor.tokenizer.model_max_length = run.training.model_max_length
 
 
@@ -187,13 +231,22 @@ def make_dataset(path: str, run: RunArguments, processor: LlavaSPProcessor) -> C
         image_token_id=processor.image_token_id,
         image_processor=processor.image_processor,
         template=get_template(processor.conversation_template),
-        num_image_tokens=processor.num_image_tokens,
+        num_image_tokens=processor.num_image_tokens_of if processor.tile_layout else processor.num_image_tokens,
         max_length=run.training.model_max_length,
     )
 
 
-def _overrides(arguments: ModelArguments) -> dict[str, Any]:
-    return {**arguments.spatial_overrides, "vision_feature_layer": arguments.mm_vision_select_layer}
+def _overrides(run: RunArguments) -> dict[str, Any]:
+    """The configuration's fields that were given, over those of the variant."""
+    tiles = {
+        "patch_merge_type": run.model.mm_patch_merge_type,
+        "image_grid_pinpoints": read_pinpoints(run.data.image_grid_pinpoints),
+    }
+    return {
+        **run.model.spatial_overrides,
+        **{name: value for name, value in tiles.items() if value is not None},
+        "vision_feature_layer": run.model.mm_vision_select_layer,
+    }
 
 
 def _loading_dtype(run: RunArguments) -> torch.dtype:

@@ -35,7 +35,8 @@ DRY_SAVE = ".dry_save"
 
 IDENTITY = (
     *("stage", "model_name_or_path", "vision_tower", "variant", "version", *SPATIAL_FIELDS, "mm_vision_select_layer"),
-    *("lora_r", "lora_alpha", "lora_dropout", "image_aspect_ratio", "model_max_length", "group_by_modality_length"),
+    *("lora_r", "lora_alpha", "lora_dropout", "image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints"),
+    *("model_max_length", "group_by_modality_length"),
     *("global_batch_size", "per_device_train_batch_size", "num_train_epochs", "max_steps", "seed", "data_seed"),
     *("learning_rate", "mm_projector_lr", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm"),
     *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "loss_average", "label_smoothing_factor"),

@@ -1,5 +1,6 @@
 """Names and values that users of LLaVA and of older versions of transformers type, and what becomes of them."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ GONE = {
 
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "mm_projector_type": (("mlp2x_gelu",), "the patch projector is LLaVA-1.5's"),
-    "mm_patch_merge_type": (("flat",), "an image is one tile"),
     "mm_vision_select_feature": (("patch",), "the CLS token is not used"),
     "mm_use_im_start_end": ((False,), "images are marked by <image> alone"),
     "freeze_mm_mlp_adapter": ((False,), "the projector learns in both stages"),
-    "image_aspect_ratio": (("square", "pad"), "an image is one tile"),
     "lora_bias": (("none",), "LoRA tunes no biases"),
     "neftune_noise_alpha": ((None,), "noise on the embeddings would break exact resumption"),
 }
@@ -92,6 +91,11 @@ def apply_legacy_flags(given: dict[str, Any]) -> None:
         raise UserError(
             "--tune_mm_mlp_adapter (stage 1: the LLM stays as it is) contradicts --lora_enable (stage 2); give one."
         )
+    if given.get("image_aspect_ratio") != "anyres":
+        for name in ("mm_patch_merge_type", "image_grid_pinpoints"):
+            if given.get(name) not in (None, "flat"):
+                raise UserError(f"--{name} {given[name]} is about several tiles; give --image_aspect_ratio anyres too.")
+    read_pinpoints(given.get("image_grid_pinpoints"))
     adapter = given.pop("pretrain_mm_mlp_adapter", None)
     if adapter:
         folder = _stage_one_folder(adapter)
@@ -99,6 +103,22 @@ def apply_legacy_flags(given: dict[str, Any]) -> None:
             raise UserError(
                 f"--pretrain_mm_mlp_adapter {adapter} and --init_from {given['init_from']} differ; give one."
             )
+
+
+def read_pinpoints(text: str | None) -> list[list[int]] | None:
+    """Turns LLaVA's list of `(width, height)` into the configuration's `[height, width]`; `None` stays `None`.
+
+    Raises:
+        UserError: It is no such list.
+    """
+    if text is None:
+        return None
+    try:
+        return [[int(height), int(width)] for width, height in ast.literal_eval(text)]
+    except (ValueError, TypeError, SyntaxError):
+        raise UserError(
+            f'--image_grid_pinpoints {text}: a list of sizes is needed, such as "[(336, 672), (672, 336)]".'
+        ) from None
 
 
 def _stage_one_folder(adapter: str) -> str:

@@ -117,8 +117,9 @@ class LlavaSPTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Floating-point operations of one micro-batch of this rank, forward and backward; see `FlopCounter`."""
-        images = len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
-        return self._flops.batch(inputs["input_ids"].numel(), inputs["input_ids"].shape[1], images)
+        # Of AnyRes the views, with those of zeros that fill up the batch: a few per cent of it all at most.
+        views = inputs["pixel_values"].shape[:-3].numel() if "pixel_values" in inputs else 0
+        return self._flops.batch(inputs["input_ids"].numel(), inputs["input_ids"].shape[1], views)
 
     def compute_loss(
         self,

@@ -157,9 +157,11 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
     [
         ("--bits 4", "bits 4"),
         ("--mm_projector_type linear", "mm_projector_type linear"),
-        ("--mm_patch_merge_type spatial", "mm_patch_merge_type spatial"),
         ("--mm_use_im_start_end True", "mm_use_im_start_end True"),
-        ("--image_aspect_ratio anyres", "image_aspect_ratio anyres"),
+        ("--mm_patch_merge_type spatial", "spatial is about several tiles; give --image_aspect_ratio anyres"),
+        ("--image_aspect_ratio pad --image_grid_pinpoints [(336,672)]", "give --image_aspect_ratio anyres"),
+        ("--image_aspect_ratio anyres --image_grid_pinpoints 336x672", "336x672: a list of sizes"),
+        ("--image_aspect_ratio anyres --image_grid_pinpoints (336,672)", "a list of sizes"),
         ("--freeze_mm_mlp_adapter True", "freeze_mm_mlp_adapter"),
         ("--tune_mm_mlp_adapter True --lora_enable True", "contradicts --lora_enable"),
         ("--warmup_ratio 3", "warmup_ratio 3"),
