@@ -79,7 +79,7 @@ class FlopCounter:
         Args:
             tokens: Tokens with padding, over all samples; visual tokens included.
             length: Length S of its sequences.
-            images: Number of images.
+            images: Number of images; for AnyRes of their views.
         """
         return float(tokens * (self._per_token + self._per_token_and_length * length) + images * self._per_image)
 
