@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
@@ -79,9 +79,7 @@ def _adapted_layers(model: PreTrainedModel, home: str) -> dict[str, float]:
     if config.use_dora or config.lora_bias or config.bias != "none" or config.fan_in_fan_out:
         raise UserError(f"{home}/adapter_config.json asks for DoRA, biases or fan_in_fan_out; merge it with PEFT.")
     with torch.device("meta"), explained("the adapter", home):
-        adapted = get_peft_model(model, config)
+        adapted = inject_adapter_in_model(config, model)
     return {
-        name.removeprefix(PEFT_PREFIX): module.scaling["default"]
-        for name, module in adapted.named_modules()
-        if isinstance(module, LoraLayer)
+        name: module.scaling["default"] for name, module in adapted.named_modules() if isinstance(module, LoraLayer)
     }

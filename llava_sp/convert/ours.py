@@ -1,5 +1,6 @@
 """Checkpoints of this project as lazy tensors: any kind is read whole, and a full one is written."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,20 +70,22 @@ def read_checkpoint(path: str, base: str | None = None, *, allow_other_base: boo
     processor = LlavaSPProcessor.from_pretrained(path)
     if card is None:
         card = describe(config, processor, stage="unknown")
+    for part, part_config in (("llm", config.text_config), ("vision_tower", config.vision_config)):
+        part_config.name_or_path = card.parts.get(part, part_config.name_or_path)
     tensors = _read_weights(path, card, config, base, allow_other_base=allow_other_base)
     generation = GenerationConfig.from_pretrained(path)
     return Checkpoint(config, processor, generation, card, fit(tensors, config))
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Writes a full checkpoint; its card's kind becomes `full`."""
+    """Writes a full checkpoint, whatever kind it was."""
     for config in (checkpoint.config, checkpoint.config.text_config, checkpoint.config.vision_config):
         config.dtype = dtype
     checkpoint.config.architectures = [LlavaSPForCausalLM.__name__]
     checkpoint.config.save_pretrained(folder)
     checkpoint.generation.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
-    checkpoint.card.write(folder)
+    dataclasses.replace(checkpoint.card, kind="full", parts={}, fingerprint={}).write(folder)
     write_weights(folder, checkpoint.tensors, dtype)
 
 
