@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from llava_sp.model.card import CARD_NAME, Card
 from llava_sp.model.quantization import quantization_config
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
@@ -80,8 +81,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         UserError: A value is not supported, or two values contradict each other.
     """
     apply_legacy_flags(given)
-    stage_one = given.get("tune_mm_mlp_adapter")
-    given.setdefault("version", "plain" if stage_one else given.get("conversation", ModelArguments.conversation))
+    _choose_conversation(given)
     _choose_precision(given)
     given.setdefault("per_device_train_batch_size", TrainArguments.per_device_train_batch_size)
     plan = plan_batch(
@@ -185,6 +185,21 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
 def _fill(cls: type, given: dict[str, Any]) -> Any:
     names = {field.name for field in fields(cls) if field.init}
     return cls(**{name: value for name, value in given.items() if name in names})
+
+
+def _choose_conversation(given: dict[str, Any]) -> None:
+    """Stage 2 speaks as the LLM does: as given, or as the checkpoint to start from says."""
+    if given.get("tune_mm_mlp_adapter"):
+        given.setdefault("version", "plain")
+        return
+    card = Path(given.get("init_from") or "") / CARD_NAME
+    if card.is_file() and "conversation" not in given:
+        start = Card.read(card)
+        given["conversation"] = start.conversation_template
+        if start.conversation_template == "plain":  # after stage 1, which knows nevertheless what was to come
+            told = start.details.get("arguments", {})
+            given["conversation"] = told.get("conversation", ModelArguments.conversation)
+    given.setdefault("version", given.get("conversation", ModelArguments.conversation))
 
 
 def _choose_precision(given: dict[str, Any]) -> None:

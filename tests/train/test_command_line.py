@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llava_sp.train.command_line import build_arguments, collect, complete
+from llava_sp.model.card import Card
+from llava_sp.train.command_line import build_arguments, collect, complete, read_yaml
 from llava_sp.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -99,6 +100,41 @@ def test_models_and_ablations_lie_over_a_recipe(path: Path) -> None:
     given = collect([str(CONFIGS / "train" / "pretrain.yaml"), str(path)])
     assert given["learning_rate"] == 1e-3
     assert variant_fields(given["variant"])
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda p: p.stem)
+def test_captions_are_plain_and_stage_2_speaks_as_the_llm_does(path: Path) -> None:
+    from llava_sp.data.conversation import get_template
+
+    def version(stage: str, *flags: str) -> str:
+        given = collect([str(CONFIGS / "train" / f"{stage}.yaml"), str(path), *flags])
+        given.pop("deepspeed")
+        complete(given, ranks=1)
+        return given["version"]
+
+    conversation = read_yaml(str(path)).get("conversation", "v1")
+    assert get_template(conversation).name == conversation
+    assert version("pretrain") == "plain"
+    assert version("finetune_lora") == version("finetune") == conversation
+    assert version("finetune", "--version", "v0") == version("pretrain", "--version", "v0") == "v0"
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "flags", "expected"),
+    [
+        ("plain", {"conversation": "qwen2"}, [], "qwen2"),
+        ("plain", {"conversation": "qwen2"}, ["--conversation", "llama_3"], "llama_3"),
+        ("plain", {"conversation": "qwen2"}, ["--version", "v0"], "v0"),
+        ("plain", {"conversation": "qwen2"}, ["--tune_mm_mlp_adapter"], "plain"),
+        ("plain", {}, [], "v1"),
+        ("llama_2", {}, [], "llama_2"),
+    ],
+)
+def test_stage_2_speaks_as_the_checkpoint_that_it_starts_from(
+    template: str, arguments: dict[str, str], flags: list[str], expected: str, tmp_path: Path
+) -> None:
+    Card("projector", {}, "pretrain", template, {}, details={"arguments": arguments}).write(tmp_path)
+    assert parse(["--output_dir", "out", "--init_from", str(tmp_path), *flags]).model.version == expected
 
 
 def test_later_yaml_and_flags_win(tmp_path: Path) -> None:

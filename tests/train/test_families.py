@@ -14,8 +14,10 @@ from llava_sp.data.conversation import get_template
 from llava_sp.eval.inference import GenerationSettings, generate_answers
 from llava_sp.eval.questions import Question
 from llava_sp.model import loading
+from llava_sp.model.trainable import set_trainable
 from llava_sp.train import assembly
 from llava_sp.train.command_line import build_arguments, collect, complete
+from llava_sp.train.run import train
 from tests.families import make_llm, make_siglip
 from tests.tiny import make_tower
 
@@ -109,3 +111,41 @@ def test_tuned_saved_loaded_and_asked(
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     answer = ask(text=messages, max_new_tokens=30, return_full_text=False)[0]["generated_text"]
     assert answer.strip() == ANSWERS["red.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "llm", "learned"),
+    [
+        ("mistral_7b", "mistral", "[A red one.</s>]"),
+        ("qwen2.5_7b", "qwen2", "[A red one.<|im_end|>]"),
+        ("llama_3.1_8b", "llama_3", "[A red one.<|eot_id|>]"),
+    ],
+)
+def test_a_models_yaml_over_each_stages_recipe(
+    name: str,
+    llm: str,
+    learned: str,
+    towers: dict[str, Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Captions are plain, and the LLM's own conversation comes in stage 2."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    places = {"model_name_or_path": str(make_llm(tmp_path / "llm", llm)), "vision_tower": str(towers["siglip"])}
+    local = tmp_path / "local.yaml"
+    local.write_text(json.dumps({**places, "deepspeed": None, "sfe_channels": 8}))
+    flags = ["--dry_run", "--use_cpu", "--output_dir", str(tmp_path / "out"), "--image_folder", str(data)]
+    flags += ["--data_path", str(data / "data.json"), "--check_data", "off"]
+    model = ["configs/models/siglip_so400m.yaml", f"configs/models/{name}.yaml", str(local)]
+
+    train(["configs/train/pretrain.yaml", *model, *flags], ranks=1)
+    assert "<image>x175[A red one.\n]" in capsys.readouterr().out
+
+    built, processor = loading.build(*places.values(), overrides={"sfe_channels": 8})
+    set_trainable(built, ["projector"])
+    loading.save(built, processor, tmp_path / "stage_one", stage="pretrain")
+    for recipe in ("finetune_lora", "finetune"):
+        train([f"configs/train/{recipe}.yaml", *model, "--init_from", str(tmp_path / "stage_one"), *flags], ranks=1)
+        assert learned in capsys.readouterr().out
