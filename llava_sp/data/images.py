@@ -14,6 +14,12 @@ from llava_sp.utils.files import resolve_inside
 MAX_PIXELS = 64_000_000
 """Pixels of the largest image that is decoded by default; decoded, it takes 192 MB."""
 
+MAX_SIDE = 10_000
+"""Longest side in pixels: padded to a square, an image of that side takes 300 MB, and copies of it as much again."""
+
+MAX_RATIO = 200
+"""Longest side over shortest: resized until the shortest is 336 pixels, the longest is then 67,200."""
+
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow knows more, some of which start other programs (EPS) or are read by hardly tested code."""
 
@@ -79,20 +85,25 @@ def _opened(source: Path | BinaryIO, name: str, max_pixels: int) -> Iterator[Ima
     """Opens an image that is not too large; what its decoder raises meanwhile becomes a `SampleError`."""
     try:
         with Image.open(source, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height <= max_pixels:
+            excess = _excess(*image.size, max_pixels)
+            if not excess:
                 yield image
                 return
     except Image.DecompressionBombError:  # Pillow's own limit, from the header as well
-        raise _too_large(name, "far too many", max_pixels) from None
+        excess = f"has far too many pixels; at most {max_pixels:,} are decoded"
     except Exception as error:  # decoders raise anything on corrupt bytes: SyntaxError, struct.error, IndexError, ...
         what = "it is no known image format" if isinstance(error, UnidentifiedImageError) else error
         raise SampleError(Problem.IMAGE_CORRUPT, f"{name} cannot be decoded: {what}.") from error
-    raise _too_large(name, f"{width} x {height}", max_pixels)
+    raise SampleError(Problem.IMAGE_TOO_LARGE, f"{name} {excess}. Shrink it, or drop it.")
 
 
-def _too_large(name: str, pixels: str, max_pixels: int) -> SampleError:
-    return SampleError(
-        Problem.IMAGE_TOO_LARGE,
-        f"{name} has {pixels} pixels; at most {max_pixels:,} are decoded. Shrink it, or drop it.",
-    )
+def _excess(width: int, height: int, max_pixels: int) -> str:
+    """Says by what an image of this size is too large to decode, or for what becomes of it; "" if by nothing."""
+    size = f"has {width} x {height} pixels"
+    if width * height > max_pixels:
+        return f"{size}; at most {max_pixels:,} are decoded"
+    if max(width, height) > MAX_SIDE:
+        return f"{size}; no side may be longer than {MAX_SIDE:,}"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"{size}; no side may be more than {MAX_RATIO} times the other"
+    return ""

@@ -86,9 +86,10 @@ class _Stream:
                 self.count += 1
                 self._line += self._text.count("\n", self._at, error.pos)
                 raise self.wrong(_CUT if at_end else error.msg) from None
-            except RecursionError:
+            except (RecursionError, ValueError) as error:  # the latter of a number of thousands of digits
                 self.count += 1
-                raise self.wrong("it is nested too deeply") from None
+                too_deep = isinstance(error, RecursionError)
+                raise self.wrong("it is nested too deeply" if too_deep else str(error)) from None
         start = self._byte
         self._advance(end)
         self.count += 1

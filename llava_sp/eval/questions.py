@@ -1,6 +1,5 @@
 """Question files: JSON lines `{"question_id", "image" (optional), "text"}`, as LLaVA's benchmarks have them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import resolve_inside
+from llava_sp.utils.files import parse_json, resolve_inside
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,7 @@ def check_images(questions: Sequence[Question], image_folder: str | Path) -> Non
 
 
 def _parse(line: str, where: str) -> Question:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg}. Each line must be one question; is it cut off?") from None
+    fields = parse_json(line, where)
     if not isinstance(fields, dict):
         raise UserError(f"{where} must be an object with question_id and text, one per line.")
     identity, text, image = fields.get("question_id"), fields.get("text"), fields.get("image")

@@ -33,8 +33,10 @@ class TaskScore:
 
     @property
     def margin(self) -> float:
-        """Half the width of the accuracy's 95% interval (normal approximation)."""
-        return 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.count)
+        """Half the width of the accuracy's 95% interval (Wilson's, which is not zero where all answers are right)."""
+        z = 1.96
+        spread = self.accuracy * (1 - self.accuracy) / self.count + (z / (2 * self.count)) ** 2
+        return z * math.sqrt(spread) / (1 + z**2 / self.count)
 
 
 def score_answers(answers_file: str | Path, annotations_file: str | Path) -> list[TaskScore]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_sp.utils.errors import UserError
+
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]", re.ASCII)
+"""How JSON escapes half of a character beyond 16 bits; two of them make a whole one."""
 
 
 @contextmanager
@@ -52,12 +56,44 @@ def read_json(path: str | Path) -> Any:
         UserError: The file is missing, or is not JSON; the message gives the line.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path} is not valid JSON{where}: {error}. Is the file truncated?") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Decodes JSON that somebody else wrote.
+
+    Args:
+        text: One JSON value.
+        where: What errors call it, such as file and line.
+
+    Raises:
+        UserError: It is not JSON, or holds half a character, which no text can.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is not valid JSON: it is nested too deeply.") from None
+    except ValueError as error:  # a JSONDecodeError, or a number of thousands of digits
+        raise UserError(f"{where} is not valid JSON: {error}. Is it cut off?") from None
+    if _HALF_CHARACTER.search(text) and not _is_text(value):
+        raise UserError(f"{where} holds half a character (a lone surrogate such as \\ud83d), which no text can.")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    """Tells whether all strings of a JSON value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_json_lines(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -76,10 +112,7 @@ def read_json_lines(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not valid JSON: {error}.") from None
+        record = parse_json(line, f"{path}, line {number}")
         if not isinstance(record, dict) or any(key not in record for key in keys):
             raise UserError(f"{path}, line {number} must be an object with {', '.join(keys)}.")
         records.append(record)
@@ -105,12 +138,16 @@ def resolve_inside(root: str | Path, relative: str) -> Path:
         The joined path, links resolved. It need not exist.
 
     Raises:
-        UserError: `relative` is absolute, a URL, holds a NUL byte, or leads out of `root` by `..` or by a link.
+        UserError: `relative` is absolute, a URL, no possible name, or leads out of `root` by `..` or by a link.
     """
     if "\0" in relative or "://" in relative or Path(relative).is_absolute():
         raise UserError(f"The path {relative!r} must be relative to {root}: no absolute path, no URL, no NUL byte.")
     base = Path(root).resolve()
-    joined = (base / relative).resolve()
+    try:
+        joined = (base / relative).resolve()
+        joined.exists()
+    except (OSError, RuntimeError, UnicodeError) as error:  # a name that is too long, links in a circle, half a letter
+        raise UserError(f"The path {relative[:80]!r} cannot be that of a file: {error}.") from None
     if not joined.is_relative_to(base):
         raise UserError(f"The path {relative!r} leaves its folder {root} (by '..' or a link), which is not allowed.")
     return joined

@@ -147,3 +147,12 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
             load_image(tmp_path, "bad.png")
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(kept) == 5
+
+
+@pytest.mark.parametrize(("size", "what"), [((1, 300), "200 times"), ((10_001, 100), "10,000")])
+def test_long_images_are_refused_for_what_padding_or_resizing_makes_of_them(
+    size: tuple[int, int], what: str, tmp_path: Path
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "long.png")
+    with pytest.raises(SampleError, match=what):
+        load_image(tmp_path, "long.png")

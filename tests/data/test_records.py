@@ -90,6 +90,7 @@ def test_ids_may_be_numbers_or_absent_and_an_image_null(tmp_path: Path) -> None:
         ("[" + json.dumps(sample(0)) + "] and more", ["follows the list's end"]),
         (json.dumps(sample(0)) + "\n" + '{"id": tru', ["record 2", "line 2", "truncated"]),
         ("[" * 100_000, ["nested too deeply"]),
+        ("[" + "1" * 5000 + "]", ["digits"]),
         ("<html>404</html>", ["record 1", "line 1"]),
         ("[7]", ["Record 1", "not a JSON object"]),
         ([{"id": "x7", "text": "Hi"}], ["Record 1", "'x7'", "conversations"]),

@@ -45,7 +45,7 @@ def test_a_chunk_that_does_not_exist_is_refused(num_chunks, index):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question_id": 2, "text": "cut o', "line 2 is not JSON"),
+        ('{"question_id": 2, "text": "cut o', "line 2 is not valid JSON"),
         ("[1, 2]", "line 2 must be an object"),
         ('{"text": "Cat?"}', "line 2: question_id .* not nothing"),
         ('{"question_id": [2], "text": "Cat?"}', r"line 2: question_id .* not \[2\]"),

@@ -14,8 +14,8 @@ def test_one_seed_has_the_interval_of_its_questions() -> None:
     run = Run("cropping", 0, Path())
     table = score_table({run: scores(0.5)}, {run: scores(0.1)}).splitlines()
     assert table[0].split() == ["task", "questions", "chance", "commonest", "cropping"]
-    assert table[1].split() == ["reading", "100", "10.0", "20.0", "50.0", "+-", "9.8"]  # 1.96 sqrt(.5 * .5 / 100)
-    assert table[3].split()[-3:] == ["10.0", "+-", "5.9"]
+    assert table[1].split() == ["reading", "100", "10.0", "20.0", "50.0", "+-", "9.6"]  # Wilson: 0.404 to 0.596
+    assert table[3].split()[-3:] == ["10.0", "+-", "6.0"]
 
 
 def test_several_seeds_are_one_column_with_their_deviation() -> None:
