@@ -4,7 +4,7 @@
 #   VENV=.venv-old PINS="transformers==5.16.1" bash scripts/test.sh      other versions, in a folder of their own
 # If the interpreter already sees a PyTorch with CUDA, that one is used, and nothing of it is downloaded.
 PYTHON=${PYTHON:-python3}
-TORCH=${TORCH:-torch==2.13.0}
+TORCH=${TORCH:-}
 VENV=${VENV:-.venv}
 PINS=${PINS:-}
 
@@ -14,12 +14,16 @@ PINS=${PINS:-}
 }
 
 installed=$VENV/installed-for
-wanted="$(cksum <pyproject.toml) $TORCH $PINS $("$PYTHON" --version)"
+wanted="$(cksum <pyproject.toml) ${TORCH:-any} $PINS $("$PYTHON" --version)"
 if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then
     echo "== environment: $VENV is there and fits, reused"
     source "$VENV/bin/activate"
 else
     echo "== environment: installing into $VENV (once; some minutes)"
+    if [ -d "$VENV" ] && [ "$("$VENV/bin/python" --version 2>&1)" != "$("$PYTHON" --version)" ]; then
+        echo "   $VENV is of another Python, made anew"
+        rm -rf "$VENV"
+    fi
     if [ ! -x "$VENV/bin/python" ]; then
         cuda='import torch, sys; sys.exit(not torch.version.cuda)'
         if "$PYTHON" -c "$cuda" 2>/dev/null; then
@@ -31,7 +35,10 @@ else
     fi
     source "$VENV/bin/activate"
     # PyTorch first: an open requirement of another package would choose its own build.
-    python -c 'import torch' 2>/dev/null || { echo "   $TORCH"; python -m pip install --quiet "$TORCH"; }
+    if [ -n "$TORCH" ] || ! python -c 'import torch' 2>/dev/null; then
+        echo "   ${TORCH:=torch==2.13.0}"
+        python -m pip install --quiet "$TORCH"
+    fi
     echo "   llava_sp and what it needs"
     # shellcheck disable=SC2086 - several pins are several words
     python -m pip install --quiet --editable ".[dev]" $PINS
