@@ -10,6 +10,7 @@ from torch import nn
 from llava_sp.data.collator import Collator
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import assembly, checkpoint, report
+from llava_sp.train.batch_plan import BatchPlan
 from llava_sp.train.callbacks import RunCallback
 from llava_sp.train.command_line import RunArguments, build_arguments, collect, complete
 from llava_sp.train.inputs import check_data, check_inputs
@@ -34,14 +35,11 @@ def train(argv: list[str], *, ranks: int) -> None:
     given = collect(argv)
     plan = complete(given, ranks=ranks)
     check_inputs(given)
+    if given.get("dry_run"):
+        show_plan(given, plan)
+        return
     prepare_process(deepspeed=bool(given.get("deepspeed")), use_cpu=given.get("use_cpu", False))
     run = build_arguments(given, plan)
-    if run.training.dry_run:
-        with assembly.whole_weights(run):
-            model, processor = assembly.plan_model(run)
-        report.print_dry_run(model, processor, assembly.make_dataset(run.data.data_path, run, processor), run)
-        return
-
     folder = Path(run.training.output_dir)
     resume = enter_folder(folder, run)
     if checkpoint.is_complete(folder):
@@ -57,6 +55,16 @@ def train(argv: list[str], *, ranks: int) -> None:
     trainer, callback = make_trainer(model, processor, run)
     result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
+
+
+def show_plan(given: dict[str, Any], plan: BatchPlan) -> None:
+    """Prints what a run would do, in one process and without a GPU, however many the run itself will have."""
+    prepare_process(deepspeed=bool(given.get("deepspeed")), use_cpu=True)
+    run = build_arguments({**given, "use_cpu": True}, plan)
+    run.training.use_cpu = given.get("use_cpu", False)
+    with assembly.whole_weights(run):
+        model, processor = assembly.plan_model(run)
+    report.print_dry_run(model, processor, assembly.make_dataset(run.data.data_path, run, processor), run)
 
 
 def enter_folder(folder: Path, run: RunArguments) -> Path | None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from llava_sp.train import launch
 from llava_sp.train.run import train
 from llava_sp.utils.errors import UserError
 
@@ -123,6 +124,20 @@ def test_the_dry_run_shows_the_plan_and_writes_nothing(
     monkeypatch.setenv("FORCE_COLOR", "1")
     train(dry, ranks=4)
     assert "\033[36m<image>x150\033[0m\033[1;32m" in capsys.readouterr().out
+
+
+def test_the_dry_run_of_eight_gpus_is_one_process_that_needs_none(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 0))
+    on_gpus = [flag for flag in flags if flag != "--use_cpu"]
+    monkeypatch.setattr("sys.argv", ["launch", *on_gpus, "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    launch.main()
+    shown = capsys.readouterr().out
+    assert "16 samples per step = 2 per device x 1 accumulation x 8 ranks" in shown
+    assert "use_cpu" not in shown
 
 
 def test_a_logger_that_is_not_installed_is_named(
