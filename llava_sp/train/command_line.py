@@ -127,6 +127,8 @@ def build_arguments(given: dict[str, Any], plan: BatchPlan) -> RunArguments:
 def collect(argv: list[str]) -> dict[str, Any]:
     """Merges the YAML files at the head of `argv` and the flags after them; returns what was given, by name."""
     parser = _Parser()
+    if argv and argv[0].startswith("--local_rank="):
+        argv = argv[1:]  # DeepSpeed's launcher puts it first; the environment says the same
     files = 0
     while files < len(argv) and argv[files].endswith((".yaml", ".yml")):
         files += 1

@@ -25,7 +25,7 @@ def read_launcher_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]
         allow_abbrev=False,
     )
     parser.add_argument("--nproc_per_node", type=int, help="processes on this node; default: one per GPU")
-    parser.add_argument("--nnodes", type=int, default=1, help="number of nodes")
+    parser.add_argument("--nnodes", type=int, help="number of nodes; default: 1")
     parser.add_argument("--node_rank", type=int, help="rank of this node, where no rendezvous finds it out")
     parser.add_argument("--rdzv_endpoint", help="host:port where the nodes meet (torchrun's rendezvous)")
     parser.add_argument("--rdzv_id", help="name of the job, the same on all nodes")
@@ -42,7 +42,7 @@ def torchrun_arguments(flags: argparse.Namespace, processes: int) -> list[str]:
         UserError: Several nodes are asked for, without a place where they meet.
     """
     arguments = [f"--nproc_per_node={processes}"]
-    if flags.nnodes == 1:
+    if flags.nnodes in (None, 1):
         return [*arguments, "--standalone"]
     arguments.append(f"--nnodes={flags.nnodes}")
     if flags.rdzv_endpoint:
@@ -54,6 +54,26 @@ def torchrun_arguments(flags: argparse.Namespace, processes: int) -> list[str]:
     return [*arguments, f"--master_port={flags.master_port or 29500}"]
 
 
+def deepspeed_arguments(flags: argparse.Namespace) -> list[str]:
+    """Returns the arguments of DeepSpeed's launcher, which reads nodes and GPUs from its hostfile.
+
+    Raises:
+        UserError: A flag is given that contradicts the hostfile.
+    """
+    for name in ("nnodes", "node_rank", "rdzv_endpoint", "rdzv_id"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"--{name} does not go with --hostfile, which says which nodes there are; leave it out.")
+    arguments = ["--hostfile", flags.hostfile]
+    for name, theirs in (
+        ("nproc_per_node", "num_gpus"),
+        ("master_addr", "master_addr"),
+        ("master_port", "master_port"),
+    ):
+        if (value := getattr(flags, name)) is not None:
+            arguments += [f"--{theirs}", str(value)]
+    return arguments
+
+
 @command_line
 def main() -> None:
     """Counts the GPUs, checks the arguments, and starts the ranks."""
@@ -62,11 +82,11 @@ def main() -> None:
     if flags.hostfile:
         if shutil.which("deepspeed") is None:
             raise UserError("--hostfile needs DeepSpeed's launcher: pip install 'llava-sp[train]'.")
-        # DeepSpeed's launcher reads the hostfile, counts its GPUs, and starts the ranks over ssh.
-        os.execvp("deepspeed", ["deepspeed", "--hostfile", flags.hostfile, "--module", "llava_sp.train", *rest])  # noqa: S606, S607
+        # DeepSpeed's launcher starts the ranks over ssh.
+        os.execvp("deepspeed", ["deepspeed", *deepspeed_arguments(flags), "--module", "llava_sp.train", *rest])  # noqa: S606, S607
     given = collect(rest)
     processes = count_processes(flags.nproc_per_node, use_cpu=given.get("use_cpu", False))
-    ranks = processes * flags.nnodes
+    ranks = processes * (flags.nnodes or 1)
     complete(given, ranks=ranks)
     check_inputs(given)
     if given.get("dry_run"):

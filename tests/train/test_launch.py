@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llava_sp.train import launch
+from llava_sp.train.command_line import collect
 from llava_sp.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,29 @@ def test_several_nodes_meet_by_rendezvous_or_by_address() -> None:
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=node0"} <= set(by_address)
     with pytest.raises(UserError, match="--rdzv_endpoint"):
         launch.torchrun_arguments(flags("--nnodes", "2"), 8)
+
+
+def test_deepspeeds_launcher_hands_yaml_and_flags_to_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = pytest.importorskip("deepspeed.launcher.runner")
+    started: list[str] = []
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("os.execvp", lambda file, argv: (started.extend(argv), sys.exit(0)))
+    recipe = ["configs/train/pretrain.yaml", "--seed", "3"]
+    launcher = ["--hostfile", "hosts.txt", "--nproc_per_node", "4", "--master_port", "29501"]
+    monkeypatch.setattr("sys.argv", ["launch", *recipe, *launcher])
+    with pytest.raises(SystemExit):
+        launch.main()
+    told = runner.parse_args(started[1:])
+    assert (told.hostfile, told.num_gpus, told.master_port) == ("hosts.txt", 4, 29501)
+    assert (told.module, told.user_script, told.user_args) == (True, "llava_sp.train", recipe)
+    as_a_rank_gets_it = ["--local_rank=1", *told.user_args]
+    monkeypatch.chdir(ROOT)
+    assert collect(as_a_rank_gets_it) == collect(recipe)
+
+
+def test_flags_that_the_hostfile_answers_are_refused() -> None:
+    with pytest.raises(UserError, match="--nnodes does not go with --hostfile"):
+        launch.deepspeed_arguments(flags("--hostfile", "hosts.txt", "--nnodes", "2"))
 
 
 def test_what_is_missing_is_told_in_one_message_and_names_the_quickstart() -> None:
