@@ -67,11 +67,14 @@ def run_identity(run: Any) -> dict[str, Any]:
 def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
     """Makes an output folder this run's own, or sees that it is.
 
+    The record of a run that came to no checkpoint gives way: it failed at its start, and now the command is mended.
+
     Raises:
         UserError: The folder holds another run's files, or a model from elsewhere.
     """
     record = folder / RUN_NAME
-    if record.is_file():
+    others = sorted({path.name for pattern in RESULTS for path in folder.glob(pattern)} - {RUN_NAME})
+    if record.is_file() and others:
         before = read_json(record)
         differing = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
         if differing:
@@ -82,10 +85,9 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
                 "--output_dir, or remove that folder."
             )
         return
-    strangers = sorted(path.name for pattern in RESULTS for path in folder.glob(pattern))
-    if strangers:
+    if others:
         raise UserError(
-            f"{folder} holds a model or checkpoints of another origin ({', '.join(strangers[:3])}). Give an empty or "
+            f"{folder} holds a model or checkpoints of another origin ({', '.join(others[:3])}). Give an empty or "
             "new --output_dir."
         )
     write_json(record, identity)

@@ -94,7 +94,8 @@ def main() -> None:
         return
     module = ["-m", "llava_sp.train", *rest]
     mend = (
-        "If memory ran out, lower --per_device_train_batch_size; the same command continues from the last checkpoint."
+        "The same command continues from the last checkpoint. If memory ran out, start anew, in another --output_dir "
+        "if there is a checkpoint, with a lower --per_device_train_batch_size."
     )
     sys.exit(run_torchrun([*torchrun_arguments(flags, processes), *module], mend=mend))
 

@@ -30,8 +30,16 @@ def test_a_new_folder_becomes_the_runs_own(tmp_path: Path) -> None:
 
 def test_another_runs_folder_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     checkpoint.claim_folder(tmp_path, IDENTITY)
+    make_checkpoint(tmp_path, 1)
     with pytest.raises(UserError, match=r"learning_rate is 0\.001 there and 0\.002 here"):
         checkpoint.claim_folder(tmp_path, {**IDENTITY, "learning_rate": 2e-3})
+
+
+def test_a_run_that_failed_at_its_start_may_be_mended(tmp_path: Path) -> None:
+    checkpoint.claim_folder(tmp_path, {**IDENTITY, "variant": "croping"})
+    mended = {**IDENTITY, "variant": "cropping"}
+    checkpoint.claim_folder(tmp_path, mended)
+    assert json.loads((tmp_path / checkpoint.RUN_NAME).read_text()) == mended
 
 
 def test_a_folder_with_a_model_from_elsewhere_is_refused_and_left_alone(tmp_path: Path) -> None:
