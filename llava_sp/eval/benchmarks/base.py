@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llava_sp.eval.answers import Answer, Answers
 from llava_sp.eval.inference import GenerationSettings
@@ -18,6 +18,8 @@ MODEL_VQA = GenerationSettings(temperature=0, max_new_tokens=1024)
 """The same where LLaVA uses `model_vqa`, `model_vqa_science` or `model_vqa_mmbench`."""
 
 EVAL_ZIP = "eval.zip of LLaVA's docs/Evaluation.md"
+STOPS = "The published scorer stops at this; --strict counts them as wrong."
+NOT_WRITTEN = "Nothing is written."
 SHORT_PROMPT = "Answer the question using a single word or phrase."
 
 
@@ -185,12 +187,21 @@ class Benchmark:
             f"The answers are not to {self.title}: none of {len(answers)} is to one of its questions; {given}."
         )
 
-    def refuse_missing(self, missing: Any, first: Any) -> None:
-        """Stops where the published scorer stops: at a question without an answer."""
+    def need_all(self, expected: Iterable[str | int], found: dict[str, Answer], otherwise: str) -> None:
+        """Stops at questions without an answer.
+
+        Args:
+            expected: The ids of all questions.
+            found: The answers, as from `align`.
+            otherwise: What the user can do, or what becomes of it.
+
+        Raises:
+            UserError: An answer is missing; the message names the first.
+        """
+        missing = [key for key in expected if str(key) not in found]
         if missing:
             raise UserError(
-                f"{missing} answers to {self.title} are missing, the first to {first!r}. The published scorer stops at "
-                "this; --strict counts them as wrong."
+                f"{len(missing)} answers to {self.title} are missing, the first to {missing[0]!r}. {otherwise}"
             )
 
     def _find(self, root: Path, name: str) -> Path | None:

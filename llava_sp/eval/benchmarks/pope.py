@@ -54,8 +54,7 @@ class Pope(Benchmark):
         order = "by id; a missing answer is a wrong one" if strict else "by position, as in LLaVA's eval_pope"
         return Scores(
             headline="f1",
-            metrics={name: mean(metrics[f"{category}_{name}"] for category in CATEGORIES) for name in FIGURES}
-            | metrics,
+            metrics=means | metrics,
             categories={category: metrics[f"{category}_f1"] for category in CATEGORIES},
             items=items,
             rule=f"No, no or not in the first sentence is no, all else is yes; answers meet labels {order}.",
