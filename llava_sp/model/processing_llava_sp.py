@@ -1,5 +1,6 @@
 """The processor: image preprocessing and tokenizer together, with the right number of visual tokens."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import LlavaProcessor
@@ -8,6 +9,7 @@ from transformers.processing_utils import MultiModalData
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.model.tiles import TileLayout
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import read_json, write_json
 from llava_sp.utils.tokenization import restore_sentencepiece_prefix
 
 
@@ -61,6 +63,28 @@ class LlavaSPProcessor(LlavaProcessor):
         )
         self.conversation_template = conversation_template
         self.patch_merge_type = patch_merge_type
+
+    def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Prepares text and images as transformers does; a text that brings its begin token along gets no second one.
+
+        Serving engines hand over the text of a rendered conversation, which begins with it.
+        """
+        begin = self.tokenizer.bos_token
+        first = text[0] if isinstance(text, list) and text else text
+        if begin and isinstance(first, str) and first.startswith(begin):
+            kwargs.setdefault("add_special_tokens", False)
+        return super().__call__(images, text, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Saves the processor as transformers does, with its tokenizer as it is.
+
+        `AutoTokenizer` would build a LLaMA tokenizer anew, and differently; the class written here takes
+        `tokenizer.json` at its word.
+        """
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "tokenizer_config.json"
+        write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        return saved
 
     @property
     def tile_layout(self) -> TileLayout | None:

@@ -42,12 +42,30 @@ TURNS = [
 def test_the_chat_template_gives_the_ids_of_the_renderer(saved):
     processor = AutoProcessor.from_pretrained(saved)
     text = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
-    inputs = processor(text=text, images=picture(), return_tensors="pt", add_special_tokens=False)
+    inputs = processor(text=text, images=picture(), return_tensors="pt")
     ids = get_template("v1").render_prompt(TURNS, processor.tokenizer, processor.image_token_id)
     at = ids.index(processor.image_token_id)
     expected = ids[:at] + [processor.image_token_id] * processor.num_image_tokens + ids[at + 1 :]
     assert inputs["input_ids"][0].tolist() == expected
     assert inputs["pixel_values"].shape == (1, 3, 48, 48)
+
+
+def test_the_tokenizer_by_itself_gives_the_ids_of_the_renderer(saved):
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    text = get_template("v1").prompt_text(TURNS)
+    processor = LlavaSPProcessor.from_pretrained(saved)
+    ids = get_template("v1").render_prompt(TURNS, processor.tokenizer, processor.image_token_id)
+    assert tokenizer(text, add_special_tokens=False).input_ids == ids
+    assert tokenizer("word").input_ids[0] == tokenizer.bos_token_id
+    assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.eos_token) == ("left", "<unk>", "</s>")
+
+
+def test_text_without_its_begin_token_gets_one(saved):
+    processor = AutoProcessor.from_pretrained(saved)
+    begin = processor.tokenizer.bos_token_id
+    for text in ("A word", "<s>A word", ["<s>A word", "<s>Another word"]):
+        for ids in processor(text=text)["input_ids"]:
+            assert ids.count(begin) == 1
 
 
 def test_one_call_from_messages_to_inputs(saved):
