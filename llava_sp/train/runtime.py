@@ -2,10 +2,8 @@
 
 import functools
 import os
-import shutil
 import socket
 import sys
-import sysconfig
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +13,8 @@ import torch.distributed as dist
 import transformers
 
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.logging import get_logger, setup_logging
+from llava_sp.utils.logging import setup_logging
 from llava_sp.utils.ranks import in_group, is_main, world_size
-
-logger = get_logger(__name__)
 
 
 class RankError(UserError):
@@ -119,7 +115,8 @@ def prepare_process(*, deepspeed: bool, use_cpu: bool) -> None:
 
 
 def _prepare_deepspeed(use_cpu: bool) -> None:
-    # DeepSpeed looks for ninja on the PATH; it lies beside the interpreter also where the environment is not activated.
+    # DeepSpeed looks for ninja on the PATH, for the optimizer of --deepspeed configs/zero3_offload.json; it lies beside
+    # the interpreter also where the environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         import deepspeed
@@ -127,21 +124,13 @@ def _prepare_deepspeed(use_cpu: bool) -> None:
         raise UserError(
             "--deepspeed is given, but DeepSpeed is not installed: pip install 'llava-sp[train]', or leave it out."
         ) from None
-    if use_cpu and (missing := _missing_build_tools()):
+    if use_cpu:
+        # Its shared-memory kernel is built on first use, and a run killed meanwhile leaves a lock that all later runs
+        # would wait for. Gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        logger.warning("DeepSpeed runs without its shared-memory kernel, for there is no %s to build it with.", missing)
     if world_size() == 1 and "RANK" not in os.environ:
         # DeepSpeed wants a process group also for one process.
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
-
-
-def _missing_build_tools() -> str:
-    """Names what is missing of compiler, ninja and Python's headers; empty if all are there."""
-    compiler = os.environ.get("CXX", "c++")
-    missing = [tool for tool in (compiler, "ninja") if shutil.which(tool) is None]
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        missing.append("Python.h")
-    return " and no ".join(missing)
 
 
 def _free_port() -> str:

@@ -1,4 +1,4 @@
-"""How a rank ends, and what it does without a compiler."""
+"""How a rank ends, and what it needs before it starts."""
 
 import subprocess
 import sys
@@ -35,9 +35,13 @@ def test_a_mistake_met_by_one_rank_is_told_by_that_rank() -> None:
     assert (result.returncode, result.stderr.strip()) == (2, "error: broken image")
 
 
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no-such-compiler" in runtime._missing_build_tools()
+def test_deepspeed_builds_no_kernel_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run killed while it builds one would leave a lock that all later ones wait for."""
+    operations = pytest.importorskip("deepspeed").ops.__compatible_ops__
+    monkeypatch.setitem(operations, "deepspeed_shm_comm", True)
+    monkeypatch.setenv("RANK", "0")
+    runtime.prepare_process(deepspeed=True, use_cpu=True)
+    assert operations["deepspeed_shm_comm"] is False
 
 
 def test_several_gpus_for_one_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
