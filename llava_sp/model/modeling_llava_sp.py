@@ -196,6 +196,7 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        image_sizes: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | LlavaCausalLMOutputWithPast:
@@ -212,9 +213,9 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
             inputs_embeds: Embeddings [B, L, H] in place of `input_ids`.
             labels: Ids to predict [B, L]; -100 takes no part in the loss.
             logits_to_keep: Number of last positions to compute logits for; 0 for all.
+            image_sizes: For AnyRes: height and width of each image in pixels, [images, 2].
             return_dict: False for a plain tuple.
-            **kwargs: Passed on to LLaVA's forward pass (for AnyRes `image_sizes`, height and width of each image,
-                [images, 2]) and to the loss (`num_items_in_batch`).
+            **kwargs: Passed on to LLaVA's forward pass and to the loss (`num_items_in_batch`).
 
         Returns:
             The loss (mean over the supervised tokens, or their sum over `num_items_in_batch`) if `labels` are given,
@@ -229,6 +230,7 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             logits_to_keep=logits_to_keep,
+            image_sizes=image_sizes,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )
