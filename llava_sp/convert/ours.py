@@ -13,6 +13,7 @@ from llava_sp.convert.lora import merge_lora, read_adapter
 from llava_sp.convert.tensors import FULL_FILES, LazyTensor, Tensors, find_weights, read_tensors
 from llava_sp.convert.writing import write_weights
 from llava_sp.model import loading
+from llava_sp.model.bases import check_base, resolve_parts
 from llava_sp.model.card import Card
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.fingerprint import fingerprint
@@ -185,14 +186,14 @@ def _without_buffers(tensors: Tensors) -> Tensors:
 def _read_weights(path: str, card: Card, config: LlavaSPConfig, base: str | None, *, allow_other_base: bool) -> Tensors:
     if card.kind == "full":
         return read_tensors(_weights_of(path))
-    parts = loading.resolve_parts(path, card, base)
+    parts = resolve_parts(path, card, base)
     if "model" in parts:
         tensors = read_checkpoint(parts["model"], allow_other_base=allow_other_base).tensors
     else:
         tensors = {llm_name(name): tensor for name, tensor in read_llm(parts["llm"]).items()}
         tensors |= read_tower(parts["vision_tower"])
     if not allow_other_base:
-        loading.check_base(path, card, base, _fingerprint(tensors, config))
+        check_base(path, card, base, _fingerprint(tensors, config))
     if card.kind == "projector":
         own = read_tensors(find_weights(path, (PROJECTOR_NAME,)))
     else:

@@ -18,9 +18,10 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
+from llava_sp.model.bases import check_base, check_sizes, model_type, resolve_parts
 from llava_sp.model.card import CARD_NAME, Card, Kind
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
-from llava_sp.model.fingerprint import fingerprint, same_weights
+from llava_sp.model.fingerprint import fingerprint
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.partial import load_adapter, load_projector, refuse_misfits, save_adapter, save_projector
 from llava_sp.model.parts import (
@@ -37,7 +38,7 @@ from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.quantization import Quantization, compute_in, quantization_config
 from llava_sp.model.trainable import plain_model, trainable_parameter_groups
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, staged
+from llava_sp.utils.files import staged
 
 SPATIAL_FIELDS = (
     "sfe_maps",
@@ -241,54 +242,13 @@ def read_card(path: str) -> Card | None:
     found = find_card(path)
     if found is not None:
         return Card.read(found)
-    model_type = _model_type(path)
-    if model_type == LlavaSPConfig.model_type:
+    kind = model_type(path)
+    if kind == LlavaSPConfig.model_type:
         return None
     mend = ""
-    if model_type.startswith("llava"):
+    if kind.startswith("llava"):
         mend = f" Import it first: python -m llava_sp.convert official --checkpoint {path} --output FOLDER."
-    raise UserError(f"{path} is no LLaVA-SP checkpoint; its model type is {model_type!r}.{mend}")
-
-
-def resolve_parts(path: str, card: Card, base: str | None) -> dict[str, str]:
-    """Returns what a partial checkpoint stands on: `model`, or `llm` and `vision_tower`.
-
-    Args:
-        path: The checkpoint, for messages.
-        card: Its card.
-        base: What to take in place of what the card names.
-
-    Raises:
-        UserError: An LLM is given to a checkpoint that stands on a whole model.
-    """
-    parts = dict(card.parts)
-    if base is not None:
-        parts = {"model": base} if _model_type(base) == LlavaSPConfig.model_type else {**parts, "llm": absolute(base)}
-    if "model" not in parts and "vision_tower" not in parts:
-        raise UserError(f"{path} stands on the model {card.parts['model']}; give that, or a copy of it, as its base.")
-    return parts
-
-
-def check_base(path: str, card: Card, base: str | None, found: dict[str, str]) -> None:
-    """Checks that a base has the weights that a checkpoint was trained with, as far as its card tells.
-
-    Args:
-        path: The checkpoint, for messages.
-        card: Its card.
-        base: What was given as its base, for messages.
-        found: The base's fingerprints, as in the card.
-
-    Raises:
-        UserError: The base has other weights.
-    """
-    for part, name in (("llm", "LLM"), ("vision_tower", "vision tower")):
-        if part in card.fingerprint and part in found and not same_weights(card.fingerprint[part], found[part]):
-            used = base or card.parts.get(part) or card.parts["model"]
-            raise UserError(
-                f"{path} was trained with another {name} than that of {used}: its weights differ. Give what it stands "
-                "on as its base (--model-base), or take this one all the same (allow_other_base=True, "
-                "--allow-other-base)."
-            )
+    raise UserError(f"{path} is no LLaVA-SP checkpoint; its model type is {kind!r}.{mend}")
 
 
 def find_card(path: str) -> str | None:
@@ -301,11 +261,6 @@ def is_partial(path: str) -> bool:
     """Tells whether a folder or Hub name holds a checkpoint that needs other weights beside its own."""
     found = find_card(path)
     return found is not None and Card.read(found).kind != "full"
-
-
-def _model_type(path: str) -> str:
-    with explained("a checkpoint", path):
-        return read_json(cached_file(path, "config.json")).get("model_type", "unknown")
 
 
 def _from_parts(
@@ -349,6 +304,7 @@ def _load_base(path: str, card: Card, base: str | None, allow_other_base: bool, 
             model.model.lay_out_tiles(config.image_grid_pinpoints, config.patch_merge_type)
     else:
         model = _from_parts(config, parts, **arguments)
+        check_sizes(path, model)
     if not allow_other_base:
         check_base(path, card, base, model.fingerprint or {})
     return model

@@ -86,6 +86,9 @@ def load_model(run: RunArguments, resume: Path | None) -> tuple[nn.Module, Llava
         model, processor = loading.load(source, base, merge=not continues_lora, allow_other_base=other, **held)
         _lay_out_tiles(model, config, run.training.seed)
     ready = choose_trainables(model, arguments)
+    if arguments.bits < 16:
+        # Trainer would refuse a model that is quantised and has no LoRA; what stage 1 trains of it is not quantised.
+        plain_model(ready).is_quantized = False
     _settle_types(ready, run)
     set_processor(processor, run, plain_model(ready).config)
     template, tokenizer = get_template(processor.conversation_template), processor.tokenizer

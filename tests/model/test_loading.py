@@ -1,9 +1,12 @@
 """Building from parts, and every kind of checkpoint loaded by its path alone."""
 
+import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_sp import LlavaSPForCausalLM, LlavaSPProcessor
@@ -177,3 +180,61 @@ def test_missing_and_misfitting_checkpoints_are_named(tiny_parts, tmp_path):
     (folders["pooling"] / name).unlink()
     with pytest.raises(UserError, match="projector"):
         loading.load(folders["pooling"])
+
+
+def test_damaged_and_foreign_weights_are_named(tiny_parts, tmp_path):
+    model, processor = build(tiny_parts)
+    tuned = trainable.add_lora(model, rank=4, alpha=8, dropout=0.0)
+    loading.save(tuned, processor, tmp_path / "adapter", stage="finetune_lora")
+    merged, _ = loading.load(tmp_path / "adapter")
+    trainable.set_trainable(merged, ["projector", "llm"])
+    loading.save(merged, processor, tmp_path / "full", stage="finetune")
+    for kind, file in (("adapter", "adapter_model.safetensors"), ("full", "model.safetensors")):
+        path = tmp_path / kind / file
+        whole, tensors = path.read_bytes(), load_file(path)
+        name = next(name for name in tensors if "q_proj" in name)
+        for change in ({f"{name}.strange": tensors[name]}, {}, {name: tensors[name][:1].contiguous()}):
+            save_file(
+                {**{key: value for key, value in tensors.items() if key != name}, **change}, path, {"format": "pt"}
+            )
+            with pytest.raises(UserError, match=rf"{kind}.* does not fit .*of another shape, first '.*q_proj"):
+                loading.load(tmp_path / kind)
+        path.write_bytes(whole[:-100])
+        with pytest.raises(UserError, match=rf"{kind}.*is damaged"):
+            loading.load(tmp_path / kind)
+        path.unlink()
+        with pytest.raises(UserError, match=f"from '.*{kind}'"):
+            loading.load(tmp_path / kind)
+
+
+def test_a_card_says_who_wrote_it_or_what_is_wrong(tiny_parts, tmp_path):
+    model, processor = build(tiny_parts)
+    trainable.set_trainable(model, ["projector"])
+    loading.save(model, processor, tmp_path, stage="pretrain")
+    file = tmp_path / "llava_sp.json"
+    card = json.loads(file.read_text())
+    file.write_text(json.dumps({**card, "mood": "of a later version that reads as before"}))
+    assert loading.read_card(str(tmp_path)).stage == "pretrain"
+    for broken in ({**card, "format": 2}, {"format": 1}, [card]):
+        file.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="is no card of format 1"):
+            loading.load(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "finetune_lora"])
+def test_a_disk_that_is_full_leaves_what_was_there(stage, tiny_parts, tmp_path):
+    model, processor = build(tiny_parts)
+    trainable.set_trainable(model, ["projector"] if stage == "pretrain" else ["projector", "llm"])
+    if stage == "finetune_lora":
+        model = trainable.add_lora(model, rank=4, alpha=8, dropout=0.0)
+    loading.save(model, processor, tmp_path, stage=stage)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    perturb_trainable(model)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a file that grows beyond is refused
+    try:
+        with pytest.raises(UserError, match=f"Cannot save to {tmp_path}"):
+            loading.save(model, processor, tmp_path, stage=stage)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

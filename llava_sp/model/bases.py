@@ -1,0 +1,82 @@
+"""What partial checkpoints stand on: found, and told from other models."""
+
+from transformers.utils import cached_file
+
+from llava_sp.model.card import Card
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.fingerprint import same_weights
+from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
+from llava_sp.model.parts import absolute, explained
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import read_json
+
+SIZES = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
+
+
+def resolve_parts(path: str, card: Card, base: str | None) -> dict[str, str]:
+    """Returns what a partial checkpoint stands on: `model`, or `llm` and `vision_tower`.
+
+    Args:
+        path: The checkpoint, for messages.
+        card: Its card.
+        base: What to take in place of what the card names.
+
+    Raises:
+        UserError: An LLM is given to a checkpoint that stands on a whole model.
+    """
+    if base is None:
+        return card.parts
+    if model_type(base) == LlavaSPConfig.model_type:
+        return {"model": base}
+    if "model" in card.parts:
+        raise UserError(f"{path} stands on the model {card.parts['model']}; give that, or a copy of it, as its base.")
+    return {**card.parts, "llm": absolute(base)}
+
+
+def check_base(path: str, card: Card, base: str | None, found: dict[str, str]) -> None:
+    """Checks that a base has the weights that a checkpoint was trained with, as far as its card tells.
+
+    Args:
+        path: The checkpoint, for messages.
+        card: Its card.
+        base: What was given as its base, for messages.
+        found: The base's fingerprints, as in the card.
+
+    Raises:
+        UserError: The base has other weights.
+    """
+    for part, name in (("llm", "LLM"), ("vision_tower", "vision tower")):
+        if part in card.fingerprint and part in found and not same_weights(card.fingerprint[part], found[part]):
+            used = base or card.parts.get(part) or card.parts["model"]
+            raise UserError(
+                f"{path} was trained with another {name} than that of {used}: its weights differ. Give what it stands "
+                "on as its base (--model-base), or take this one all the same (allow_other_base=True, "
+                "--allow-other-base)."
+            )
+
+
+def check_sizes(path: str, model: LlavaSPForCausalLM) -> None:
+    """Checks that the parts of a model have the sizes that its configuration asks for.
+
+    Args:
+        path: The checkpoint with the configuration, for messages.
+        model: The model, made of parts.
+
+    Raises:
+        UserError: The LLM or the vision tower has other sizes.
+    """
+    core, config, origin = model.model, model.config, model.origin or {}
+    for name, wanted, found in (
+        ("llm", config.text_config, core.language_model.config),
+        ("vision_tower", config.vision_config, core.vision_tower.config),
+    ):
+        for field in SIZES:
+            asked, has = getattr(wanted, field, None), getattr(found, field, None)
+            if asked != has:
+                raise UserError(f"{origin[name]} does not fit {path}: its {field} is {has}, and {asked} is needed.")
+
+
+def model_type(path: str) -> str:
+    """Returns the model type in the `config.json` of a folder or Hub repository."""
+    with explained("a checkpoint", path):
+        return read_json(cached_file(path, "config.json")).get("model_type", "unknown")
