@@ -18,7 +18,7 @@ from llava_sp.model.card import CARD_NAME, Card
 from llava_sp.model.quantization import quantization_config
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
-from llava_sp.train.legacy import apply_legacy_flags, read_renamed
+from llava_sp.train.legacy import apply_legacy_flags, follow_adapter, read_renamed
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -67,7 +67,9 @@ class _Parser(HfArgumentParser):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"; did you mean {near[0]}?" if near else "; --help lists all."
             raise UserError(f"{source}: unknown argument {name}{hint}")
-        return {**renamed, **vars(namespace)}
+        values = {**renamed, **vars(namespace)}
+        follow_adapter(values)
+        return values
 
 
 def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
@@ -94,8 +96,12 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
     given["global_batch_size"] = plan.global_batch
     if not given.get("output_dir"):
         raise UserError("--output_dir is missing: the folder for checkpoints and the result.")
+    if given.get("deepspeed") in ("", "none"):
+        del given["deepspeed"]
     if "deepspeed" in given and not os.path.isfile(given["deepspeed"]):
-        raise UserError(f"--deepspeed: the file {given['deepspeed']} does not exist; see configs/zero2.json.")
+        raise UserError(
+            f"--deepspeed: the file {given['deepspeed']} does not exist; see configs/zero2.json, or give none."
+        )
     if given.get("load_best_model_at_end"):
         raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
     _check_bits(given)

@@ -96,12 +96,22 @@ def apply_legacy_flags(given: dict[str, Any]) -> None:
             if given.get(name) not in (None, "flat"):
                 raise UserError(f"--{name} {given[name]} is about several tiles; give --image_aspect_ratio anyres too.")
     read_pinpoints(given.get("image_grid_pinpoints"))
-    adapter = given.pop("pretrain_mm_mlp_adapter", None)
-    if adapter:
+
+
+def follow_adapter(values: dict[str, Any]) -> None:
+    """Turns LLaVA's `--pretrain_mm_mlp_adapter` into `--init_from`; changes `values` in place.
+
+    Args:
+        values: What one YAML file or the command line gives, by name.
+
+    Raises:
+        UserError: The two are both given and differ, or it names a file of LLaVA's format.
+    """
+    if adapter := values.pop("pretrain_mm_mlp_adapter", None):
         folder = _stage_one_folder(adapter)
-        if given.setdefault("init_from", folder) != folder:
+        if values.setdefault("init_from", folder) != folder:
             raise UserError(
-                f"--pretrain_mm_mlp_adapter {adapter} and --init_from {given['init_from']} differ; give one."
+                f"--pretrain_mm_mlp_adapter {adapter} and --init_from {values['init_from']} differ; give one."
             )
 
 

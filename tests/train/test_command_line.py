@@ -226,6 +226,21 @@ def test_llavas_projector_file_leads_to_a_conversion(tmp_path: Path) -> None:
         parse(["--output_dir", "out", "--pretrain_mm_mlp_adapter", str(file)])
 
 
+def test_llavas_name_of_the_start_wins_over_a_yaml(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "a.yaml", "init_from: checkpoints/pretrain\noutput_dir: out\n")
+    assert parse([recipe, "--pretrain_mm_mlp_adapter", "mine/mm_projector.bin"]).model.init_from == "mine"
+    with pytest.raises(UserError, match="differ; give one"):
+        parse([recipe, "--pretrain_mm_mlp_adapter", "mine", "--init_from", "another"])
+
+
+@pytest.mark.parametrize("none", ["none", ""])
+def test_deepspeed_can_be_switched_off(tmp_path: Path, none: str) -> None:
+    recipe = write(tmp_path / "a.yaml", f"deepspeed: {CONFIGS / 'zero2.json'}\noutput_dir: out\n")
+    given = collect([recipe, "--deepspeed", none])
+    complete(given, ranks=1)
+    assert "deepspeed" not in given
+
+
 def test_flags_without_effect_say_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         parse("--output_dir out --mm_use_im_patch_token True --save_safetensors True --overwrite_output_dir".split())
