@@ -9,6 +9,7 @@ from llava_sp.utils.logging import setup_logging
 BENCHMARKS = {
     "projector": "llava_sp.bench.projector",
     "dataset": "llava_sp.bench.dataset",
+    "generate": "llava_sp.bench.generate",
 }
 
 
