@@ -12,6 +12,7 @@ from llava_sp.model.card import CARD_NAME
 from llava_sp.model.loading import find_card
 from llava_sp.model.parts import absolute
 from llava_sp.train.arguments import SPATIAL_FIELDS
+from llava_sp.train.command_line import zero_stage
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
 from llava_sp.utils.logging import get_logger
@@ -38,7 +39,8 @@ IDENTITY = (
     *("lora_r", "lora_alpha", "lora_dropout", "image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints"),
     *("model_max_length", "group_by_modality_length"),
     *("global_batch_size", "per_device_train_batch_size", "num_train_epochs", "max_steps", "seed", "data_seed"),
-    *("learning_rate", "mm_projector_lr", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm"),
+    *("learning_rate", "mm_projector_lr", "weight_decay", "warmup_steps", "max_grad_norm"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs"),
     *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "loss_average", "label_smoothing_factor"),
 )
 """Arguments that decide the result of a run. Two runs that agree on them (and on data and start) are the same run."""
@@ -56,6 +58,8 @@ def run_identity(run: Any) -> dict[str, Any]:
     values = {name: getattr(value, "value", value) for name, value in values.items()}
     if run.model.bits < 16:
         values.update({name: getattr(run.model, name) for name in ("bits", "double_quant", "quant_type")})
+    values["zero_stage"] = zero_stage(run.training.deepspeed)
+    values["image_folder"] = str(Path(run.data.image_folder).resolve()) if run.data.image_folder else None
     data = Path(run.data.data_path)
     values["data"] = {"path": str(data.resolve()), "bytes": data.stat().st_size}
     if run.model.init_from:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from llava_sp.data.conversation import get_template
 from llava_sp.model.card import CARD_NAME, Card
 from llava_sp.model.quantization import quantization_config
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
@@ -84,6 +85,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
     """
     apply_legacy_flags(given)
     _choose_conversation(given)
+    get_template(given["version"])  # says so if there is none
     _choose_precision(given)
     given.setdefault("per_device_train_batch_size", TrainArguments.per_device_train_batch_size)
     plan = plan_batch(

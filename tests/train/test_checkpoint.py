@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from llava_sp.train import checkpoint
+from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
+from llava_sp.train.batch_plan import BatchPlan
+from llava_sp.train.command_line import RunArguments
 from llava_sp.utils.errors import UserError
 
 IDENTITY = {"stage": "pretrain", "learning_rate": 1e-3, "sfe_sides": [2, 4]}
@@ -40,6 +43,17 @@ def test_a_run_that_failed_at_its_start_may_be_mended(tmp_path: Path) -> None:
     mended = {**IDENTITY, "variant": "cropping"}
     checkpoint.claim_folder(tmp_path, mended)
     assert json.loads((tmp_path / checkpoint.RUN_NAME).read_text()) == mended
+
+
+def test_the_zero_stage_is_part_of_what_a_run_is(tmp_path: Path) -> None:
+    training = TrainArguments(output_dir=str(tmp_path), use_cpu=True)
+    run = RunArguments(ModelArguments(), DataArguments(data_path=__file__), training, BatchPlan(1, 1, 1))
+    without = checkpoint.run_identity(run)
+    training.deepspeed = str(Path(__file__).parents[2] / "configs" / "zero2.json")
+    sharing = checkpoint.run_identity(run)
+    assert {name: (without[name], sharing[name]) for name in without if without[name] != sharing[name]} == {
+        "zero_stage": (0, 2)
+    }
 
 
 def test_a_folder_with_a_model_from_elsewhere_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--image_aspect_ratio anyres --image_grid_pinpoints (336,672)", "a list of sizes"),
         ("--freeze_mm_mlp_adapter True", "freeze_mm_mlp_adapter"),
         ("--tune_mm_mlp_adapter True --lora_enable True", "contradicts --lora_enable"),
+        ("--version vicuna_v9", "no conversation template 'vicuna_v9'"),
         ("--warmup_ratio 3", "warmup_ratio 3"),
         ("--evaluation_strategy steps", "eval_data_path"),
         ("--load_best_model_at_end", "load_best_model_at_end"),
