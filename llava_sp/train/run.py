@@ -1,6 +1,7 @@
 """A training run from its command line to its summary."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,9 @@ def make_trainer(
 ) -> tuple[LlavaSPTrainer, RunCallback]:
     """Opens and checks the data, and puts the trainer together."""
     dataset = assembly.make_dataset(run.data.data_path, run, processor)
-    on_first_rank(lambda: check_data(dataset, run.data.check_data))
-    held_out = run.data.eval_data_path
+    held_out = assembly.make_dataset(run.data.eval_data_path, run, processor) if run.data.eval_data_path else None
+    for data in filter(None, (dataset, held_out)):
+        on_first_rank(partial(check_data, data, run.data.check_data))
     trainer = LlavaSPTrainer(
         model=model,
         args=run.training,
@@ -100,7 +102,7 @@ def make_trainer(
         stage=run.model.stage,
         details=describe(run),
         train_dataset=dataset,
-        eval_dataset=assembly.make_dataset(held_out, run, processor) if held_out else None,
+        eval_dataset=held_out,
         data_collator=Collator(processor.tokenizer.pad_token_id),
     )
     callback = RunCallback(trainer)

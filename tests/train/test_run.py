@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from llava_sp.train import launch
@@ -16,24 +15,11 @@ Parts = tuple[Path, Path]
 
 
 @pytest.fixture
-def flags(tiny_parts: Parts, tmp_path: Path) -> list[str]:
+def flags(tiny_parts: Parts, short_run: list[str]) -> list[str]:
     """A short stage 1 run of two epochs of three steps, an output folder yet to be given."""
-    records = []
-    for number in range(6):
-        Image.new("RGB", (20, 30), (40 * number, 0, 90)).save(tmp_path / f"{number}.png")
-        turns = [
-            {"from": "human", "value": "<image>\nWhat?"},
-            {"from": "gpt", "value": f"number {number} " * number + "."},
-        ]
-        records.append({"id": f"record{number}", "image": f"{number}.png", "conversations": turns})
-    (tmp_path / "data.json").write_text(json.dumps(records))
     llm, tower = map(str, tiny_parts)
-    places = ["--model_name_or_path", llm, "--vision_tower", tower, "--image_folder", str(tmp_path)]
-    settings = """
-        --use_cpu --version plain --tune_mm_mlp_adapter --sfe_channels 8 --per_device_train_batch_size 2
-        --num_train_epochs 2 --save_steps 1 --learning_rate 1e-2 --logging_steps 1 --disable_tqdm True
-    """
-    return [*places, "--data_path", str(tmp_path / "data.json"), *settings.split()]
+    parts = ["--model_name_or_path", llm, "--vision_tower", tower, "--sfe_channels", "8"]
+    return [*parts, *short_run, "--version", "plain", "--tune_mm_mlp_adapter"]
 
 
 def test_every_cut_of_a_run_ends_with_the_same_bits(flags: list[str], tmp_path: Path) -> None:
@@ -66,6 +52,11 @@ def test_another_runs_folder_is_refused(flags: list[str], tmp_path: Path) -> Non
     train([*flags, *output, "--stop_after_steps", "1"], ranks=1)
     with pytest.raises(UserError, match=r"learning_rate is 0\.01 there and 0\.5 here"):
         train([*flags, *output, "--learning_rate", "0.5"], ranks=1)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match=r"image_folder is .* there and '.*elsewhere' here"):
+        train([*flags, *output, "--image_folder", str(tmp_path / "elsewhere")], ranks=1)
+    with pytest.raises(UserError, match="lr_scheduler_kwargs is"):
+        train([*flags, *output, "--lr_scheduler_kwargs", '{"num_cycles": 2}'], ranks=1)
     (tmp_path / "data.json").write_text((tmp_path / "data.json").read_text().replace("number", "figure "))
     with pytest.raises(UserError, match="holds another run's files: data is"):
         train([*flags, *output], ranks=1)
@@ -96,6 +87,14 @@ def test_bad_data_is_told_before_the_first_step(flags: list[str], tmp_path: Path
     with pytest.raises(UserError, match=r"(?s)cannot be trained on.*cannot be decoded.*record3"):
         train([*flags, "--output_dir", str(tmp_path / "out"), "--check_data", extent], ranks=1)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json"]
+
+
+def test_bad_held_out_data_is_told_before_the_first_step(flags: list[str], tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.json"
+    held_out.write_text((tmp_path / "data.json").read_text().replace("3.png", "gone.png"))
+    with pytest.raises(UserError, match=r"(?s)held_out\.json cannot be trained on.*gone\.png"):
+        train([*flags, "--output_dir", str(tmp_path / "out"), "--eval_data_path", str(held_out)], ranks=1)
+    assert not list((tmp_path / "out").glob("checkpoint*"))
 
 
 def test_a_broken_image_met_in_training_is_named(flags: list[str], tmp_path: Path) -> None:
