@@ -38,6 +38,11 @@ def peak_flops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device_name), None)
 
 
+def count_supervised(labels: torch.Tensor) -> torch.Tensor:
+    """Counts the supervised tokens of labels [B, L]; the first position is predicted from nothing."""
+    return labels[:, 1:].ne(IGNORE_INDEX).sum()
+
+
 class FlopCounter:
     """Floating-point operations of training on a batch, forward and backward, by the usual formula.
 
@@ -112,8 +117,8 @@ class Meter:
 
     def count(self, batch: dict[str, Any], flops: float) -> None:
         """Adds one micro-batch: ids and labels [B, L], mask [B, L]."""
-        supervised = batch["labels"][:, 1:].ne(IGNORE_INDEX).sum()  # the first position is predicted from nothing
-        numbers = (len(batch["labels"]), batch["attention_mask"].sum(), batch["labels"].numel(), supervised, flops)
+        labels = batch["labels"]
+        numbers = (len(labels), batch["attention_mask"].sum(), labels.numel(), count_supervised(labels), flops)
         self._sums += torch.tensor([float(number) for number in numbers], dtype=torch.float64)
 
     def report(self) -> dict[str, float]:

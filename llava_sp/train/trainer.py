@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from llava_sp.data.sampler import ModalityLengthSampler
 from llava_sp.model import loading
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import checkpoint as checkpointing
 from llava_sp.train.arguments import TrainArguments
-from llava_sp.train.metrics import FlopCounter, Meter
+from llava_sp.train.metrics import FlopCounter, Meter, count_supervised
 from llava_sp.train.optimizer import parameter_groups
 from llava_sp.train.runtime import RankError, agree
 from llava_sp.utils.errors import UserError
@@ -128,12 +129,22 @@ class LlavaSPTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Computes the loss, and in training stops before the backward pass if it is not finite on some rank."""
+        """Computes the loss, and in training stops before the backward pass if it is not finite on some rank.
+
+        In evaluation it is the mean over this batch of this rank, which `evaluation_loop` weighs.
+        """
         sample_ids = inputs.pop("sample_ids")
         inputs["use_cache"] = False  # a cache of keys and values is for generation
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        supervised = count_supervised(inputs["labels"])
+        items = num_items_in_batch if model.training else None
+        loss, outputs = super().compute_loss(model, inputs, True, items)
+        if not supervised:
+            # A mean over nothing is no number; this is none to learn from, yet every parameter has its part in it.
+            loss = 0.0 * outputs.logits[..., :1].sum()
         if model.training:
             self._stop_unless_finite(loss.detach(), sample_ids)
+        else:
+            self._evaluated += torch.stack([loss.detach().double() * supervised, supervised.double()])
         return (loss, outputs) if return_outputs else loss
 
     def _stop_unless_finite(self, loss: torch.Tensor, sample_ids: list[str]) -> None:
@@ -168,6 +179,20 @@ class LlavaSPTrainer(Trainer):
                 return super().evaluate(*args, **kwargs)
         except (UserError, RuntimeError) as error:
             raise RankError(str(user_error(error))) from None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluates; the loss is the mean over all supervised tokens, however they fall into batches and ranks.
+
+        A rank whose last batch is short repeats samples to fill it, as in training; these count again.
+        """
+        self._evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.args.world_size > 1:
+            dist.all_reduce(self._evaluated)
+        total, supervised = self._evaluated.tolist()
+        if supervised:
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = total / supervised
+        return output
 
     # ---- log ----
 

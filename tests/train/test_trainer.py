@@ -12,7 +12,7 @@ from llava_sp.constants import IGNORE_INDEX
 from llava_sp.model import loading
 from llava_sp.train.callbacks import RunCallback
 from llava_sp.utils.errors import UserError
-from tests.train.tools import build_model, image_sample, make_trainer, text_sample
+from tests.train.tools import Samples, build_model, image_sample, make_trainer, text_sample
 
 Parts = tuple[Path, Path]
 
@@ -52,6 +52,32 @@ def test_the_loss_is_averaged_as_asked_for(tiny_parts: Parts, tmp_path: Path, av
     for name, parameter in model.named_parameters():
         if name in before:
             torch.testing.assert_close(parameter, before[name] - rate * gradients[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_micro_batch_without_a_supervised_token_teaches_nothing(tiny_parts: Parts, tmp_path: Path) -> None:
+    model, processor = build_model(tiny_parts)
+    samples = [text_sample("all", 8, 6, seed=1), text_sample("none", 8, 0, seed=2)]
+    expected = token_losses(model, samples[0]).mean().item() / 2
+    make = {"loss_average": "microbatch", "learning_rate": 1e-3}
+    trainer = make_trainer(model, processor, samples, tmp_path, **make)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert all(tensor.isfinite().all() for tensor in weights(model).values())
+
+
+@pytest.mark.parametrize("average", ["token", "microbatch"])
+def test_held_out_loss_is_the_mean_over_tokens(tiny_parts: Parts, tmp_path: Path, average: str) -> None:
+    model, processor = build_model(tiny_parts)
+    samples = [
+        text_sample("short", 8, 2, seed=1),
+        text_sample("none", 9, 0, seed=3),
+        text_sample("long", 30, 25, seed=2),
+    ]
+    expected = torch.cat([token_losses(model, sample) for sample in samples]).mean().item()
+    for size in (1, 2):
+        settings = {"loss_average": average, "per_device_eval_batch_size": size}
+        trainer = make_trainer(model, processor, samples, tmp_path, **settings)
+        assert trainer.evaluate(Samples(samples))["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_log_tells_rates_tokens_and_padding(tiny_parts: Parts, tmp_path: Path) -> None:
