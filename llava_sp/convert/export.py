@@ -120,9 +120,10 @@ def to_official(
 
 def _official_tensors(checkpoint: Checkpoint, layout: Layout, *, tower_inside: bool) -> Tensors:
     tensors: Tensors = {}
+    rows = checkpoint.config.llm_vocab_size or checkpoint.config.text_config.vocab_size
     for ours, tensor in checkpoint.tensors.items():
         if ours in VOCABULARY:
-            tensor = with_rows(tensor, checkpoint.config.llm_vocab_size)
+            tensor = with_rows(tensor, rows)
         if ours.startswith(PROJECTOR):
             official = layout.official(ours.removeprefix(PROJECTOR))
             if read_as(official.name) != official.name:
@@ -165,8 +166,10 @@ def _official_config(checkpoint: Checkpoint, tower_home: str, dtype: torch.dtype
         "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        "mm_patch_merge_type": "flat",
+        "mm_patch_merge_type": config.patch_merge_type,
         "image_aspect_ratio": checkpoint.processor.image_processor.image_aspect_ratio,
+        # LLaVA's sizes are (width, height).
+        "image_grid_pinpoints": [[width, height] for height, width in config.image_grid_pinpoints or []] or None,
         "tokenizer_model_max_length": checkpoint.processor.tokenizer.model_max_length,
         "tokenizer_padding_side": "right",
         "use_mm_proj": True,

@@ -7,7 +7,7 @@ always a full checkpoint of this project: LoRA is merged, as the official loader
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -36,6 +36,7 @@ from llava_sp.convert.writing import output_folder
 from llava_sp.data.conversation import get_template
 from llava_sp.model import parts
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
+from llava_sp.model.image_processing_llava_sp import ImageAspectRatio
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
@@ -243,18 +244,29 @@ def _own_rows(source: Source, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _vision_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Returns LLaVA's own fields under our names."""
-    return {
+    takes_all = config.get("mm_vision_select_feature") == "cls_patch"
+    fields = {
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
-        "vision_feature_select_strategy": "full"
-        if config.get("mm_vision_select_feature") == "cls_patch"
-        else "default",
+        "vision_feature_select_strategy": "full" if takes_all else "default",
+    }
+    if config.get("image_aspect_ratio") != "anyres":
+        return fields
+    pinpoints = config.get("image_grid_pinpoints")
+    if not isinstance(pinpoints, list):
+        raise UserError(f"config.json asks for anyres, with image_grid_pinpoints {pinpoints!r}; a list is needed.")
+    # LLaVA's sizes are (width, height).
+    return {
+        **fields,
+        "image_grid_pinpoints": [[height, width] for width, height in pinpoints],
+        "patch_merge_type": config.get("mm_patch_merge_type", "flat"),
     }
 
 
 def _aspect_ratio(config: dict[str, Any]) -> str:
     ratio = config.get("image_aspect_ratio", "square")
-    if ratio not in ("square", "pad"):
-        raise UserError(f"config.json asks for image_aspect_ratio {ratio!r}; only 'square' and 'pad' are supported.")
+    if ratio not in get_args(ImageAspectRatio):
+        known = ", ".join(get_args(ImageAspectRatio))
+        raise UserError(f"config.json asks for image_aspect_ratio {ratio!r}; supported are {known}.")
     return ratio
 
 

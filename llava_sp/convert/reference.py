@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from llava_sp.convert.source import Source
 from llava_sp.convert.tensors import Tensors
@@ -23,20 +24,23 @@ Weights = dict[str, torch.Tensor]
 
 
 @torch.inference_mode()
-def visual_tokens(source: Source, tower_home: str, images: torch.Tensor) -> torch.Tensor:
-    """Returns the visual tokens of an official checkpoint: spatial ones, if it has any, then patches.
+def visual_tokens(
+    source: Source, tower_home: str, views: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Returns the visual tokens [T + N, H] of an image: spatial ones, if the checkpoint has any, then patches.
 
     Args:
         source: The checkpoint.
         tower_home: Where the tower lies if not in the checkpoint; its configuration in any case.
-        images: Preprocessed images [B, 3, S, S].
+        views: The preprocessed image, or for AnyRes its views [views, 3, S, S].
+        size: For AnyRes the image's height and width in pixels.
     """
     if source.tower:
         tower = _from_state(AutoModel, parts.load_vision_config(tower_home), source.tower)
     else:
         tower = parts.load_tower(tower_home)
     layer = source.config.get("mm_vision_select_layer", -2)
-    features = tower(images.to(tower.dtype), output_hidden_states=True).hidden_states[layer].float()
+    features = tower(views.to(tower.dtype), output_hidden_states=True).hidden_states[layer].float()
     side = tower.config.image_size // tower.config.patch_size
     features = features[:, -(side**2) :]  # without the class token
     weights = {name: tensor.read().float() for name, tensor in source.projector.items()}
@@ -45,7 +49,35 @@ def visual_tokens(source: Source, tower_home: str, images: torch.Tensor) -> torc
     if any(name.startswith(("conv_", "tfm_")) for name in weights):
         grid = features.transpose(1, 2).unflatten(2, (side, side))
         tokens = torch.cat([spatial_tokens(grid, weights), tokens], dim=1)
-    return tokens
+    if size is None:
+        return tokens[0]
+    return join_views(tokens, size, side, tower.config.image_size, source.config, weights)
+
+
+def join_views(
+    views: torch.Tensor, size: tuple[int, int], n: int, tile: int, config: dict[str, Any], weights: Weights
+) -> torch.Tensor:
+    """Joins the visual tokens of an AnyRes image's views, by the functions of transformers' LLaVA-NeXT.
+
+    Args:
+        views: Tokens of each view [views, T + N, H], the base first.
+        size: The image's height and width in pixels.
+        n: Side of a view in patches.
+        tile: Side of a view in pixels.
+        config: LLaVA's fields.
+        weights: The official projector.
+    """
+    if config["mm_patch_merge_type"] == "flat":
+        return views.flatten(0, 1)
+    spatial, patches = views[:, : -n * n], views[:, -n * n :]
+    pinpoints = [[height, width] for width, height in config["image_grid_pinpoints"]]
+    rows, columns = get_anyres_image_grid_shape(size, pinpoints, tile)
+    grid = patches[1:].reshape(rows, columns, n, n, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+    if config["mm_patch_merge_type"] == "spatial_unpad":
+        grid = unpad_image(grid, size)
+        newline = weights["image_newline"][:, None, None].expand(-1, grid.shape[1], 1)
+        grid = torch.cat([grid, newline], dim=2)
+    return torch.cat([spatial.flatten(0, 1), patches[0], grid.flatten(1, 2).T])
 
 
 def load_llm(source: Source) -> nn.Module:

@@ -29,12 +29,14 @@ class Prompt:
     Args:
         before: Ids before the image [L1].
         after: Ids after it [L2].
-        image: Preprocessed image [3, S, S]; None for text alone.
+        views: The preprocessed image [1, 3, S, S], or for AnyRes its views [views, 3, S, S]; None for text alone.
+        size: For AnyRes the image's height and width in pixels.
     """
 
     before: torch.Tensor
     after: torch.Tensor
-    image: torch.Tensor | None
+    views: torch.Tensor | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,15 @@ def compare(expected: Logits, found: Logits, config: LlavaSPConfig, dtype: torch
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(config.llm_vocab_size or config.text_config.vocab_size, config.image_token_id)
-    side = config.vision_config.image_size
+    side, tiles = config.vision_config.image_size, config.tile_layout
 
     def prompt(before: int, after: int, image: bool) -> Prompt:
         ids = torch.randint(vocabulary, (before + after,), generator=generator)
-        pixels = torch.randn(3, side, side, generator=generator) if image else None
-        return Prompt(ids[:before], ids[before:], pixels)
+        if not image:
+            return Prompt(ids[:before], ids[before:])
+        size = (side, 3 * side // 2) if tiles else None
+        count = tiles.count_views(*size) if tiles and size else 1
+        return Prompt(ids[:before], ids[before:], torch.randn(count, 3, side, side, generator=generator), size)
 
     prompts = [prompt(8, 8, True), prompt(1, 16, True), prompt(16, 0, False)]
     pairs = zip(expected(prompts), found(prompts), strict=True)
@@ -140,20 +145,23 @@ def run(model: Any, prompts: list[Prompt]) -> list[torch.Tensor]:
     config = model.config
     results = []
     for prompt in prompts:
-        count = config.image_seq_length if prompt.image is not None else 0
+        count, image = 0, {}
+        if prompt.views is not None:
+            count, image = config.image_seq_length, {"pixel_values": prompt.views.to(model.dtype)}
+        if prompt.views is not None and prompt.size is not None:
+            count = config.tile_layout.count_tokens(*prompt.size)
+            image = {"pixel_values": image["pixel_values"][None], "image_sizes": torch.tensor([prompt.size])}
         ids = torch.cat([prompt.before, torch.full((count,), config.image_token_id), prompt.after])
-        pixels = None if prompt.image is None else prompt.image[None].to(model.dtype)
-        logits = model(input_ids=ids[None], pixel_values=pixels).logits[0]
-        results.append(_of_text(logits, prompt))
+        results.append(_of_text(model(input_ids=ids[None], **image).logits[0], prompt))
     return results
 
 
 def run_official(source: Source, tower_home: str, prompts: list[Prompt]) -> list[torch.Tensor]:
     """Returns the logits [L1 + L2, V] of an official checkpoint at the positions of the text."""
     visual = {
-        index: reference.visual_tokens(source, tower_home, prompt.image[None])[0]
+        index: reference.visual_tokens(source, tower_home, prompt.views, prompt.size)
         for index, prompt in enumerate(prompts)
-        if prompt.image is not None
+        if prompt.views is not None
     }
     llm: Any = reference.load_llm(source)
     embed = llm.get_input_embeddings()

@@ -35,6 +35,8 @@ def output_folder(path: str | Path) -> Iterator[Path]:
         with new_folder(path) as folder:
             yield folder
     except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise UserError(f"The output folder {path} is in use: something was written there meanwhile.") from error
         if error.errno not in FULL_DISK:
             raise
         raise UserError(f"The disk of {path} is full ({error.strerror}). Nothing was left there; make room.") from error

@@ -1,6 +1,5 @@
 """A tiny LLaVA-1.5 in llava-hf's layout, as their conversion makes it: `<image>` and `<pad>` added, rows rounded up."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -36,12 +35,12 @@ def write_llava_hf(parts: tuple[Path, Path], folder: Path, *, old_names: bool = 
         model = LlavaForConditionalGeneration(config)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
-    tokenizer.pad_token = "<pad>"
+    tokenizer.pad_token = "<pad>"  # noqa: S105 - no password
     image_processor = AutoImageProcessor.from_pretrained(tower, backend="pil")
     model.save_pretrained(folder)
-    LlavaProcessor(
-        image_processor, tokenizer, PATCH_SIZE, "default", num_additional_image_tokens=1
-    ).save_pretrained(folder)
+    LlavaProcessor(image_processor, tokenizer, PATCH_SIZE, "default", num_additional_image_tokens=1).save_pretrained(
+        folder
+    )
     file = folder / "model.safetensors"
     tensors = load_file(file)
     # What transformers 5 has in memory; it writes names in between the two.
@@ -49,8 +48,6 @@ def write_llava_hf(parts: tuple[Path, Path], folder: Path, *, old_names: bool = 
     if old_names:
         new = {_old_name(name): value for name, value in new.items()}
         assert "language_model.model.embed_tokens.weight" in new
-        settings = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(settings))
     assert new.keys() != tensors.keys()
     save_file(new, file, metadata={"format": "pt"})
     return folder
