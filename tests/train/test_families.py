@@ -104,6 +104,9 @@ def test_tuned_saved_loaded_and_asked(
     messages = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
     chat = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template(messages, **chat)
+    turns = [{"from": "human", "value": QUESTION}]
+    rendered = get_template(template).render_prompt(turns, processor.tokenizer, processor.image_token_id)
+    assert inputs["input_ids"][0].tolist() == rendered
     output = model.generate(**inputs, max_new_tokens=30)[0, inputs["input_ids"].shape[1] :].tolist()
     assert output[-1] == end
     assert processor.decode(output, skip_special_tokens=True).strip() == ANSWERS[None]
