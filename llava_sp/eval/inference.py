@@ -4,7 +4,7 @@ Questions of like length are batched and padded on the left. Each question draws
 also a sampled answer depends neither on its batch nor on the questions before it. What remains is rounding: in 16-bit
 types a batch's size can turn a choice between two tokens of nearly the same score.
 
-Shapes: B batch, L sequence, V rows of the vocabulary, S side of an image in pixels.
+Shapes: B batch, L sequence, V rows of the vocabulary.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -36,8 +37,11 @@ from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-Asked = tuple[Question, list[int], torch.Tensor | None]
-"""A question, its prompt, and the pixels of its image."""
+Pixels = dict[str, torch.Tensor]
+"""What the image processor makes of images; nothing without an image."""
+
+Asked = tuple[Question, list[int], Pixels]
+"""A question, its prompt, and its image."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -134,27 +138,26 @@ def generate_answers(
     ordered = by_length(questions)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
-    def load_images(batch: list[Question]) -> list[torch.Tensor | Failure | None]:
+    def load_images(batch: list[Question]) -> list[Pixels | Failure]:
         return [_load_pixels(question, image_folder, processor) for question in batch]
 
     def answer(asked: Sequence[Asked]) -> list[str] | None:
         seeds = [_seed(settings.seed, question) for question, _, _ in asked]
-        images = [pixels for _, _, pixels in asked if pixels is not None]
+        images = _join([pixels for _, _, pixels in asked if pixels])
         prompts = [prompt for _, prompt, _ in asked]
         try:
-            return _generate(
-                model, processor, prompts, torch.cat(images) if images else None, template, settings, seeds
-            )
+            return _generate(model, processor, prompts, images, template, settings, seeds)
         except torch.OutOfMemoryError:
             return None
 
     for batch, images in zip(batches, _one_ahead(load_images, batches), strict=True):
         waiting: list[Asked] = []
         for question, pixels in zip(batch, images, strict=True):
-            prompt = _prompt_or_failure(question, model, processor, template)
             if isinstance(pixels, Failure):
                 yield question, pixels
-            elif isinstance(prompt, Failure):
+                continue
+            prompt = _prompt_or_failure(question, model, processor, template, pixels)
+            if isinstance(prompt, Failure):
                 yield question, prompt
             else:
                 waiting.append((question, prompt, pixels))
@@ -180,12 +183,10 @@ def by_length(questions: Iterable[Question]) -> list[Question]:
     return sorted(questions, key=lambda question: (question.image is not None, len(question.text)), reverse=True)
 
 
-def _load_pixels(
-    question: Question, image_folder: str | Path, processor: LlavaSPProcessor
-) -> torch.Tensor | Failure | None:
-    """Returns the pixels [1, 3, S, S] of a question's image."""
+def _load_pixels(question: Question, image_folder: str | Path, processor: LlavaSPProcessor) -> Pixels | Failure:
+    """Returns what the image processor makes of a question's image, as a batch of one."""
     if question.image is None:
-        return None
+        return {}
     try:
         if isinstance(question.image, bytes):
             image = decode_image(io.BytesIO(question.image), f"The image of question {question.id!r}")
@@ -193,14 +194,21 @@ def _load_pixels(
             image = load_image(image_folder, question.image)
     except UserError as error:
         return Failure(str(error))
-    return processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    return dict(processor.image_processor(image, return_tensors="pt"))
+
+
+def _join(images: list[Pixels]) -> Pixels:
+    """Joins single images to a batch; where AnyRes sees one in fewer views than another, zeros fill up."""
+    names = images[0] if images else ()
+    return {name: pad_sequence([image[name][0] for image in images], batch_first=True) for name in names}
 
 
 def _prompt_or_failure(
-    question: Question, model: LlavaSPForCausalLM, processor: LlavaSPProcessor, template: Template
+    question: Question, model: LlavaSPForCausalLM, processor: LlavaSPProcessor, template: Template, pixels: Pixels
 ) -> list[int] | Failure:
+    size = tuple(pixels["image_sizes"][0].tolist()) if "image_sizes" in pixels else None
     try:
-        prompt = prompt_ids(question, processor, template)
+        prompt = prompt_ids(question, processor, template, size)
     except UserError as error:
         return Failure(str(error))
     longest = model.config.text_config.max_position_embeddings
@@ -209,8 +217,16 @@ def _prompt_or_failure(
     return prompt
 
 
-def prompt_ids(question: Question, processor: LlavaSPProcessor, template: Template) -> list[int]:
+def prompt_ids(
+    question: Question, processor: LlavaSPProcessor, template: Template, image_size: tuple[int, ...] | None = None
+) -> list[int]:
     """Renders a question up to where the answer begins; the image goes first, as LLaVA has it.
+
+    Args:
+        question: The question.
+        processor: The model's processor.
+        template: The conversation to ask in.
+        image_size: For AnyRes: the image's height and width in pixels.
 
     Raises:
         UserError: The conversation has no place for such a question.
@@ -219,7 +235,8 @@ def prompt_ids(question: Question, processor: LlavaSPProcessor, template: Templa
         ids = template.render_prompt(as_turns(question), processor.tokenizer, processor.image_token_id)
     except UserError as error:
         raise UserError(f"Question {question.id!r} cannot be asked: {error}") from error
-    repeats = {processor.image_token_id: processor.num_image_tokens}
+    count = processor.num_image_tokens if image_size is None else processor.num_image_tokens_of(*image_size)
+    repeats = {processor.image_token_id: count}
     return [copy for token in ids for copy in [token] * repeats.get(token, 1)]
 
 
@@ -233,12 +250,12 @@ def _generate(
     model: LlavaSPForCausalLM,
     processor: LlavaSPProcessor,
     prompts: list[list[int]],
-    pixels: torch.Tensor | None,
+    images: Pixels,
     template: Template,
     settings: GenerationSettings,
     seeds: list[int],
 ) -> list[str]:
-    """Continues prompts [B, of several lengths] about images [images, 3, S, S]; returns the texts."""
+    """Continues prompts [B, of several lengths] about images, in their order; returns the texts."""
     tokenizer = processor.tokenizer
     length = max(len(prompt) for prompt in prompts)
     padded = [[tokenizer.pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
@@ -247,8 +264,8 @@ def _generate(
         "input_ids": torch.tensor(padded, device=model.device),
         "attention_mask": torch.tensor(mask, device=model.device),
     }
-    if pixels is not None:
-        inputs["pixel_values"] = pixels.to(model.device, model.dtype)
+    for name, values in images.items():
+        inputs[name] = values.to(model.device, model.dtype if values.is_floating_point() else None)
 
     # A beam search can only sample from PyTorch's global generator.
     beam_sampling = settings.temperature > 0 and settings.num_beams > 1

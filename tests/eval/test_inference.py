@@ -11,7 +11,7 @@ from llava_sp.data.conversation import get_template
 from llava_sp.eval import inference
 from llava_sp.eval.inference import Failure, GenerationSettings, SeededNoise, generate_answers, prompt_ids
 from llava_sp.eval.questions import Question
-from llava_sp.model.loading import load
+from llava_sp.model.loading import build, load
 from llava_sp.utils.errors import UserError
 from tests.eval.conftest import QUESTIONS
 
@@ -66,6 +66,18 @@ def test_batched_answers_are_those_of_one_by_one(settings, ask):
     assert len(set(singles.values())) > 4  # the random model does tell the questions apart
     for batch_size in (2, 3, 16):
         assert ask(settings, batch_size=batch_size) == singles
+
+
+def test_images_of_several_tiles_are_answered_batched_as_one_by_one(tiny_parts, image_folder):
+    overrides = {"sfe_channels": 8, "patch_merge_type": "spatial_unpad"}
+    model, processor = build(*map(str, tiny_parts), overrides=overrides, image_aspect_ratio="anyres")
+    arguments = {"image_folder": image_folder, "template": get_template("v1"), "settings": GREEDY}
+    answers = [
+        dict(generate_answers(model, processor, QUESTIONS, batch_size=batch_size, **arguments))
+        for batch_size in (1, 3, 16)
+    ]
+    assert not any(isinstance(answer, Failure) for answer in answers[0].values())
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_the_image_and_not_only_the_question_decides(ask):
