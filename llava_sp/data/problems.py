@@ -35,3 +35,7 @@ class SampleError(UserError):
     def __init__(self, problem: Problem, message: str) -> None:
         super().__init__(message)
         self.problem = problem
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[Problem, str]]:
+        """Both arguments cross to another process, where the base class would send the message alone."""
+        return type(self), (self.problem, str(self))

@@ -1,6 +1,7 @@
 """Images come in as LLaVA reads them, and what is wrong with a file is told by its name."""
 
 import os
+import pickle
 import struct
 import warnings
 import zlib
@@ -156,3 +157,8 @@ def test_long_images_are_refused_for_what_padding_or_resizing_makes_of_them(
     Image.new("RGB", size).save(tmp_path / "long.png")
     with pytest.raises(SampleError, match=what):
         load_image(tmp_path, "long.png")
+
+
+def test_what_is_wrong_crosses_to_another_process():
+    error = pickle.loads(pickle.dumps(SampleError(Problem.IMAGE_CORRUPT, "a.png cannot be decoded.")))  # noqa: S301
+    assert (error.problem, str(error)) == (Problem.IMAGE_CORRUPT, "a.png cannot be decoded.")
