@@ -90,7 +90,7 @@ class Benchmark:
 
     def missing(self, root: Path) -> list[DataFile]:
         """Returns the files that the benchmark cannot do without and that are not in its folder `root`."""
-        return [file for file in self.files if not file.optional and self._find(root, file.name) is None]
+        return [file for file in self.files if not file.optional and self.find(root, file.name) is None]
 
     def path(self, root: Path, name: str) -> Path:
         """Returns where a file is.
@@ -98,7 +98,7 @@ class Benchmark:
         Raises:
             UserError: It is missing; the message says what it is, from where, and where to put it.
         """
-        found = self._find(root, name)
+        found = self.find(root, name)
         if found is None:
             file = next(file for file in self.files if file.name == name)
             raise UserError(
@@ -204,7 +204,8 @@ class Benchmark:
                 f"{len(missing)} answers to {self.title} are missing, the first to {missing[0]!r}. {otherwise}"
             )
 
-    def _find(self, root: Path, name: str) -> Path | None:
+    def find(self, root: Path, name: str) -> Path | None:
+        """Returns where a file is, `None` if it is missing."""
         return next((path for path in (Path(root) / name, Path(root) / Path(name).name) if path.exists()), None)
 
 

@@ -103,16 +103,12 @@ class Mme(Benchmark):
         for answer in answers:
             category, _, image = str(answer.question_id).partition("/")
             file = f"{image.rpartition('/')[2].split('.')[0]}.txt"
-            question = answer.prompt
-            if SHORT_PROMPT in question:
-                question = question.replace(SHORT_PROMPT, "").strip()
-            if YES_NO not in question:
-                question = f"{question} {YES_NO}"
-                if (category, file, question) not in truths:  # some have two blanks
-                    question = question.replace(f" {YES_NO}", f"  {YES_NO}")
-            if (category, file, question) not in truths:
+            question = answer.prompt.replace(SHORT_PROMPT, "").strip()
+            wordings = (question, f"{question} {YES_NO}", f"{question}  {YES_NO}")  # some have two blanks
+            keys = [(category, file, wording) for wording in wordings if (category, file, wording) in truths]
+            if not keys:
                 raise UserError(f"MME has no question {question!r} about {answer.question_id!r}; are these its?")
-            given.append(((category, file, question), answer))
+            given.append((keys[0], answer))
         if not given:
             raise self.foreign(answers)
         return given

@@ -1,0 +1,1 @@
+"""Tests of `llava_sp.eval.benchmarks`."""
