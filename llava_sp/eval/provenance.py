@@ -64,11 +64,11 @@ def describe(
     """
     card = read_card(settings["model_path"])
     template = get_template(settings["conv_mode"] or (card.conversation_template if card else "v1"))
-    files = {file.name: benchmark.path(root, file.name) for file in benchmark.files}
+    files = {file.name: benchmark.find(root, file.name) for file in benchmark.files}
     return {
         "settings": settings,
         "template": {"name": template.name, "example": template.prompt_text(as_turns(question))},
-        "data_sha256": {name: sha256_file(path) for name, path in files.items() if path.is_file()},
+        "data_sha256": {name: sha256_file(path) for name, path in files.items() if path and path.is_file()},
         "checkpoint": None if card is None else {"stage": card.stage, "parts": card.parts, "details": card.details},
         "batch_size": batch_size,
         "ranks": ranks,

@@ -134,6 +134,15 @@ class TrainArguments(TrainingArguments):
         "token: every supervised token of an optimizer step weighs the same, over accumulation and ranks (default of "
         "transformers 5). microbatch: the mean of the micro-batches' means, as LLaVA-1.5 was trained.",
     )
+    eval_benchmarks: str | None = argument(
+        None, "Benchmarks to answer and score while training, separated by commas; see python -m llava_sp.eval."
+    )
+    eval_benchmark_steps: float | None = argument(
+        None,
+        "Optimizer steps between two of these evaluations (a share of all steps if < 1); default: eval_steps where "
+        "there is held-out data, else save_steps. The last step is always evaluated.",
+    )
+    eval_data_root: str = argument("playground/data/eval", "Folder of the benchmarks' folders, in LLaVA's layout.")
     dry_run: bool = argument(False, "Print arguments, trainable parameters, memory and the first sample; then exit.")
     stop_after_steps: int | None = argument(
         None,

@@ -109,6 +109,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
     _check_bits(given)
     _check_reporters(given)
     _complete_evaluation(given)
+    _check_benchmarks(given)
     if given.get("gradient_checkpointing"):
         # The reentrant form finds no input that requires a gradient where embeddings and tower are frozen.
         given.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
@@ -257,6 +258,17 @@ def _complete_evaluation(given: dict[str, Any]) -> None:
         given.setdefault("eval_steps", 0.1)
     elif strategy != "no" and not given.get("eval_data_path"):
         raise UserError("eval_strategy is set, but there is no --eval_data_path to evaluate on.")
+
+
+def _check_benchmarks(given: dict[str, Any]) -> None:
+    """Benchmarks are answered by whole models, each rank its share."""
+    if given.get("eval_benchmarks") and zero_stage(given.get("deepspeed")) == 3:
+        raise UserError(
+            f"--eval_benchmarks with ZeRO-3 ({given['deepspeed']}): a rank has no whole model to answer with; give "
+            "--deepspeed configs/zero2.json, or evaluate the checkpoints with python -m llava_sp.eval."
+        )
+    if (given.get("eval_benchmark_steps") or 1) <= 0:
+        raise UserError(f"--eval_benchmark_steps must be above 0, not {given['eval_benchmark_steps']}.")
 
 
 def _check_reporters(given: dict[str, Any]) -> None:

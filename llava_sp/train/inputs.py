@@ -9,6 +9,8 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from llava_sp.data.check import check_records
 from llava_sp.data.dataset import ConversationDataset
 from llava_sp.model.loading import read_card
+from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.benchmarks import choose_benchmarks
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -49,7 +51,7 @@ def check_inputs(given: dict[str, Any]) -> None:
         absent += [name for name in ("model_name_or_path", "vision_tower") if not given.get(name)]
     if absent:
         raise UserError(f"Please give {' and '.join('--' + name for name in absent)}.")
-    missing = [*_missing_parts(given), *_missing_data(given)]
+    missing = [*_missing_parts(given), *_missing_data(given), *_missing_benchmarks(given)]
     if missing:
         raise UserError(
             "Not everything that this run reads is there:\n"
@@ -110,6 +112,19 @@ def _missing_data(given: dict[str, Any]) -> list[str]:
             if not (Path(folder) / part).is_dir()
         ]
     return missing
+
+
+def _missing_benchmarks(given: dict[str, Any]) -> list[str]:
+    """What is missing of the benchmarks that are scored while training."""
+    if not given.get("eval_benchmarks"):
+        return []
+    data = Path(given.get("eval_data_root", TrainArguments.eval_data_root))
+    return [
+        f"for the benchmark {benchmark.name}, {data / benchmark.folder / file.name} ({file.what}): get it from "
+        f"{file.source}, or give --eval_data_root"
+        for benchmark in choose_benchmarks(given["eval_benchmarks"])
+        for file in benchmark.missing(data / benchmark.folder)
+    ]
 
 
 def _source(path: str) -> str:

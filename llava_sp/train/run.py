@@ -12,6 +12,7 @@ from llava_sp.data.collator import Collator
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import assembly, checkpoint, report
 from llava_sp.train.batch_plan import BatchPlan
+from llava_sp.train.benchmarks import BenchmarkCallback
 from llava_sp.train.callbacks import RunCallback
 from llava_sp.train.command_line import RunArguments, build_arguments, collect, complete
 from llava_sp.train.inputs import check_data, check_inputs
@@ -107,6 +108,8 @@ def make_trainer(
     )
     callback = RunCallback(trainer)
     trainer.add_callback(callback)
+    if run.training.eval_benchmarks:
+        trainer.add_callback(BenchmarkCallback(trainer))
     return trainer, callback
 
 
