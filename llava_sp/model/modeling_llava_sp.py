@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaPreTrainedModel
 from transformers.utils import can_return_tuple
@@ -70,9 +71,11 @@ class LlavaSPModel(LlavaSPPreTrainedModel, LlavaModel):
         **kwargs: Any,
     ) -> Any:
         """Runs LLaVA's forward pass; see `LlavaSPForCausalLM.forward` for the shapes."""
-        if self.training and pixel_values is None and inputs_embeds is None:
-            # Ranks must agree on which parameters get gradients: a rank with text alone would otherwise leave the
-            # others waiting for its share of the projector's.
+        begins = past_key_values is None or past_key_values.get_seq_length() == 0
+        in_step = self.training or (begins and is_deepspeed_zero3_enabled())
+        if in_step and pixel_values is None and inputs_embeds is None:
+            # Ranks must agree on which parameters get gradients (under ZeRO-3 on which are gathered): a rank with text
+            # alone would otherwise leave the others waiting for its share of the projector's.
             inputs_embeds = self.get_input_embeddings()(input_ids) + self._nothing_from_a_blank_image()
             input_ids = None
         return super().forward(
