@@ -1,11 +1,13 @@
 """The processes of a run: ranks, what DeepSpeed needs, and how a process ends without a hang or a stray signal."""
 
 import functools
+import itertools
 import os
 import socket
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,14 +16,10 @@ import transformers
 
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import setup_logging
-from llava_sp.utils.ranks import in_group, is_main, world_size
+from llava_sp.utils.ranks import in_group, is_main, rank, world_size
 
-
-class RankError(UserError):
-    """What a user can mend, met by one rank alone, which reports it.
-
-    Any other `UserError` is met by all ranks alike, and the first one reports it.
-    """
+_turns = itertools.count()
+"""Numbers the times that ranks wait for the first one, alike on all of them."""
 
 
 def agree(error: UserError | None) -> None:
@@ -37,7 +35,7 @@ def agree(error: UserError | None) -> None:
         if error is not None:
             raise error
         return
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
     met = torch.tensor(float(error is not None), device=device)
     dist.all_reduce(met, op=dist.ReduceOp.MAX)
     if met.item():
@@ -47,13 +45,23 @@ def agree(error: UserError | None) -> None:
 
 
 def on_first_rank(work: Callable[[], object]) -> None:
-    """Does something on the first rank while the others wait; an error that a user can mend is raised on all ranks."""
+    """Does something on the first rank while the others wait; an error that a user can mend is raised on all ranks.
+
+    The others wait at the store by which the ranks met, as long as it takes: a check of all data may take hours, and
+    a collective gives up after `--ddp_timeout`.
+    """
     error = None
     if is_main():
         try:
             work()
         except UserError as caught:
             error = caught
+    if in_group():
+        store, done = dist.distributed_c10d._get_default_store(), f"llava_sp/first_rank/{next(_turns)}"
+        if is_main():
+            store.set(done, "")
+        else:
+            store.wait([done], timedelta(days=30))
     agree(error)
 
 
@@ -68,8 +76,7 @@ def training_command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except UserError as error:
-            if is_main() or isinstance(error, RankError):
-                sys.stderr.write(f"error: {error}\n")
+            tell(error)
             leave(2)
         except KeyboardInterrupt:
             leave(130)
@@ -78,18 +85,34 @@ def training_command(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def tell(error: UserError) -> None:
+    """Shows an error once per node: the rank that meets it first does, for mostly all of them meet the same.
+
+    Torchrun gives the ranks of a node a folder in common; without it, each rank speaks for itself.
+    """
+    if own := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        try:
+            (Path(own).parents[1] / "told").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError:
+            pass  # told twice is better than not at all
+    sys.stderr.write(f"error: {error}{f' [rank {rank()}]' if rank() else ''}\n")
+
+
 def leave(code: int) -> None:
     """Ends this process with `code`; at success, only once all ranks are through.
 
-    On the CPU, the threads of gloo can abort a process while the interpreter shuts down, after all work is done. With
-    several ranks the process therefore leaves at once when everything is flushed.
+    The threads of gloo, by which ranks talk on the CPU, can abort a process while the interpreter shuts down, after all
+    work is done. With several ranks the process therefore leaves at once when everything is flushed.
     """
+    gloo = in_group() and "gloo" in dist.get_backend()
     if in_group() and code == 0:
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    if world_size() > 1 and not torch.cuda.is_available():
+    if world_size() > 1 and gloo:
         os._exit(code)
     sys.exit(code)
 

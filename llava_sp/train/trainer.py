@@ -20,7 +20,7 @@ from llava_sp.train import checkpoint as checkpointing
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.metrics import FlopCounter, Meter, count_supervised
 from llava_sp.train.optimizer import parameter_groups
-from llava_sp.train.runtime import RankError, agree
+from llava_sp.train.runtime import agree
 from llava_sp.utils.errors import UserError
 
 
@@ -178,7 +178,7 @@ class LlavaSPTrainer(Trainer):
             with self.meter.paused():
                 return super().evaluate(*args, **kwargs)
         except (UserError, RuntimeError) as error:
-            raise RankError(str(user_error(error))) from None
+            raise user_error(error) from None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluates; the loss is the mean over all supervised tokens, however they fall into batches and ranks.

@@ -1,38 +1,95 @@
 """How a rank ends, and what it needs before it starts."""
 
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from llava_sp.train import runtime
 from llava_sp.utils.errors import UserError
 
-
-def run(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = f"from llava_sp.train.runtime import *\n@training_command\ndef main():\n    {body}\nmain()\n"
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+Told = tuple[int | str | None, str]
 
 
-def test_a_users_mistake_is_one_line() -> None:
-    result = run("raise UserError('no such thing')")
-    assert (result.returncode, result.stderr.strip()) == (2, "error: no such thing")
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    """Ends as a rank by an error; returns the exit code and what it wrote."""
+
+    def fail(error: Exception | type[Exception], **environment: str) -> Told:
+        @runtime.training_command
+        def main() -> None:
+            raise error
+
+        for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_ERROR_FILE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return fail
 
 
-def test_our_own_mistake_keeps_its_traceback() -> None:
-    result = run("raise ZeroDivisionError")
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
+MISTAKE = UserError("no such thing")
 
 
-def test_a_mistake_met_by_all_ranks_is_told_by_the_first() -> None:
-    result = run("raise UserError('no such thing')", RANK="1", WORLD_SIZE="2")
-    assert (result.returncode, result.stderr.strip()) == (2, "")
+def test_a_users_mistake_is_one_line(fail: Callable[..., Told]) -> None:
+    assert fail(MISTAKE) == (2, "error: no such thing\n")
 
 
-def test_a_mistake_met_by_one_rank_is_told_by_that_rank() -> None:
-    result = run("raise RankError('broken image')", RANK="1", WORLD_SIZE="2")
-    assert (result.returncode, result.stderr.strip()) == (2, "error: broken image")
+def test_our_own_mistake_keeps_its_traceback(fail: Callable[..., Told]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_mistake_is_told_once_on_a_node_whichever_rank_meets_it_first(
+    fail: Callable[..., Told], tmp_path: Path, first: int
+) -> None:
+    def of_rank(rank: int) -> Told:
+        (tmp_path / str(rank)).mkdir()
+        own = str(tmp_path / str(rank) / "error.json")
+        return fail(MISTAKE, RANK=str(rank), WORLD_SIZE="2", TORCHELASTIC_ERROR_FILE=own)
+
+    assert of_rank(first) == (2, f"error: no such thing{' [rank 1]' if first else ''}\n")
+    assert of_rank(1 - first) == (2, "")
+
+
+def test_without_torchrun_each_rank_speaks_for_itself(fail: Callable[..., Told]) -> None:
+    assert fail(MISTAKE, RANK="3", WORLD_SIZE="4") == (2, "error: no such thing [rank 3]\n")
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone, on the CPU."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+def test_ranks_on_the_cpu_agree_there_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    runtime.agree(None)
+    with pytest.raises(UserError, match="no such thing"):
+        runtime.agree(MISTAKE)
+
+
+@pytest.mark.usefixtures("group")
+def test_ranks_wait_for_the_first_without_a_limit_of_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[timedelta] = []
+
+    class Store:
+        def wait(self, keys: list[str], timeout: timedelta) -> None:
+            waited.append(timeout)
+
+    monkeypatch.setattr("torch.distributed.distributed_c10d._get_default_store", Store)
+    monkeypatch.setattr(runtime, "is_main", lambda: False)
+    runtime.on_first_rank(lambda: pytest.fail("this is the first rank's"))
+    assert waited[0] > timedelta(days=1)
 
 
 def test_deepspeed_builds_no_kernel_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
