@@ -114,6 +114,11 @@ def test_a_tower_of_27_patches_gets_odd_windows():
         ({"sfe_maps": "none", "dfi_kernels": [16]}, "sfe_maps is 'none'"),
         ({"sfe_operator": "transformer", "dfi_kernels": [16]}, "transformer SFE has no DFI"),
         ({"sfe_operator": "transformer", "sfe_transformer_heads": 7}, "1024 channels cannot be split over 7 heads"),
+        ({"patch_merge_type": "spatial"}, "'spatial' lays out several tiles, and an image is one"),
+        ({"image_grid_pinpoints": []}, "image_grid_pinpoints is empty"),
+        ({"image_grid_pinpoints": [[336, 500]]}, r"\[336, 500\] is no \[height, width\] in multiples of .* 336 pixels"),
+        ({"image_grid_pinpoints": [[336]]}, r"\[336\] is no"),
+        ({"image_grid_pinpoints": [[0, 336]]}, r"\[0, 336\] is no"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_plain_words(fields, message):

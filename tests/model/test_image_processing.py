@@ -1,5 +1,6 @@
 """Pixels are LLaVA's, whatever the shape of the image."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from safetensors import safe_open
 
 from llava_sp import LlavaSPImageProcessor
 from llava_sp.model.image_processing_llava_sp import pad_to_square
+from llava_sp.model.tiles import TileLayout, default_pinpoints
+from llava_sp.utils.errors import UserError
 
 RECORDINGS = Path(__file__).parent.parent / "fixtures" / "images_of_llava.safetensors"
 SIDE = 336
@@ -25,21 +28,23 @@ def formula_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def clip_processor(image_aspect_ratio: str) -> LlavaSPImageProcessor:
+def clip_processor(image_aspect_ratio: str, side: int = SIDE) -> LlavaSPImageProcessor:
     return LlavaSPImageProcessor(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
         image_aspect_ratio=image_aspect_ratio,
+        image_grid_pinpoints=default_pinpoints(side) if image_aspect_ratio == "anyres" else None,
     )
 
 
-@pytest.mark.parametrize("name", ["square_336x336", "square_640x480", "pad_336x336", "pad_640x480"])
-def test_pixels_are_those_of_llava(name):
-    mode, size = name.split("_")
+@pytest.mark.parametrize("size", ["336x336", "640x480"])
+@pytest.mark.parametrize("mode", ["square", "pad", "anyres"])
+def test_pixels_are_those_of_llava(mode, size):
     width, height = map(int, size.split("x"))
     with safe_open(RECORDINGS, "pt") as file:
-        theirs = file.get_tensor(name)
+        theirs = file.get_tensor(f"{mode}_{size}")
     ours = clip_processor(mode)(formula_image(width, height), return_tensors="pt")["pixel_values"][..., ::12, ::12]
+    ours = ours[0] if mode == "anyres" else ours
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -56,6 +61,38 @@ def test_padding_centres_the_image_on_the_mean_colour(width, height):
     assert (square[:, outside] == np.array([[127], [63], [255]])).all()
 
 
-def test_saving_keeps_the_aspect_ratio(tmp_path):
-    clip_processor("pad").save_pretrained(tmp_path)
-    assert LlavaSPImageProcessor.from_pretrained(tmp_path).image_aspect_ratio == "pad"
+@pytest.mark.parametrize(
+    "width,height",
+    [(96, 48), (48, 144), (90, 70), (70, 90), (7, 5), (1, 1), (1, 300), (300, 2), (49, 48), (97, 95), (333, 111)],
+)
+def test_tiles_are_cut_from_the_image_in_its_own_proportions(width, height):
+    """By PIL alone: resized to lie inside the grid, rounded up, on black."""
+    side, image = 48, formula_image(width, height)
+    rows, columns = TileLayout(default_pinpoints(side), "flat", side, 12, 6).tiles(height, width)
+    scale = min(columns * side / width, rows * side / height)
+    size = [min(math.ceil(length * scale), limit * side) for length, limit in ((width, columns), (height, rows))]
+    if columns * side / width < rows * side / height:
+        size[0] = columns * side
+    else:
+        size[1] = rows * side
+    canvas = Image.new("RGB", (columns * side, rows * side))
+    canvas.paste(image.resize(size), ((canvas.width - size[0]) // 2, (canvas.height - size[1]) // 2))
+    corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
+    views = [image.resize((side, side)), *(canvas.crop((x, y, x + side, y + side)) for x, y in corners)]
+    ours = clip_processor("anyres", side)(image, return_tensors="pt")
+    assert ours["image_sizes"].tolist() == [[height, width]]
+    expected = clip_processor("square", side)(views, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ours["pixel_values"][0], expected, atol=1e-6, rtol=0)
+
+
+def test_anyres_without_grids_is_refused():
+    with pytest.raises(UserError, match="needs image_grid_pinpoints"):
+        clip_processor("square")(formula_image(9, 9), image_aspect_ratio="anyres")
+
+
+@pytest.mark.parametrize("mode", ["pad", "anyres"])
+def test_saving_keeps_the_aspect_ratio_and_the_grids(mode, tmp_path):
+    clip_processor(mode).save_pretrained(tmp_path)
+    loaded = LlavaSPImageProcessor.from_pretrained(tmp_path)
+    assert loaded.image_aspect_ratio == mode
+    assert loaded.image_grid_pinpoints == clip_processor(mode).image_grid_pinpoints
