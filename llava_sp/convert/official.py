@@ -120,6 +120,10 @@ def import_official(
         projector, report = _projector(
             source, layout, config, set(allow_missing), set(allow_left_over), new=variant is not None
         )
+        if verify and variant is None and report.initialised:
+            raise UserError(
+                "What the source lacks cannot be verified against it; leave out --verify or --allow-missing."
+            )
         if report.initialised:
             projector = initialise(config, dtype, seed) | projector
         tensors |= tower | {f"{PROJECTOR}{name}": tensor for name, tensor in projector.items()}

@@ -192,8 +192,9 @@ def _read_weights(path: str, card: Card, config: LlavaSPConfig, base: str | None
     else:
         tensors = {llm_name(name): tensor for name, tensor in read_llm(parts["llm"]).items()}
         tensors |= read_tower(parts["vision_tower"])
+    found = _fingerprint(tensors, config, parts)
     if not allow_other_base:
-        check_base(path, card, base, _fingerprint(tensors, config))
+        check_base(path, card, base, found)
     if card.kind == "projector":
         own = read_tensors(find_weights(path, (PROJECTOR_NAME,)))
     else:
@@ -203,11 +204,14 @@ def _read_weights(path: str, card: Card, config: LlavaSPConfig, base: str | None
     return kept | own
 
 
-def _fingerprint(tensors: Tensors, config: LlavaSPConfig) -> dict[str, str]:
+def _fingerprint(tensors: Tensors, config: LlavaSPConfig, parts: dict[str, str]) -> dict[str, str]:
     """Returns the fingerprints of the LLM and the tower, of which no more than a page each is read."""
     model = empty_model(config).model
     found = {}
     for part, prefix, module in (("llm", LLM, model.language_model), ("vision_tower", TOWER, model.vision_tower)):
-        first = [tensors[prefix + name].read().flatten()[:1].clone() for name, _ in module.named_parameters()]
-        found[part] = fingerprint(nn.ParameterList(first))
+        names = [prefix + name for name, _ in module.named_parameters()]
+        if missing := [name for name in names if name not in tensors]:
+            home = parts.get(part) or parts["model"]
+            raise UserError(f"{home} is too small a base: {len(missing)} tensors are missing, first {missing[0]}.")
+        found[part] = fingerprint(nn.ParameterList(tensors[name].read().flatten()[:1].clone() for name in names))
     return found

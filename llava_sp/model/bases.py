@@ -77,6 +77,13 @@ def check_sizes(path: str, model: LlavaSPForCausalLM) -> None:
 
 
 def model_type(path: str) -> str:
-    """Returns the model type in the `config.json` of a folder or Hub repository."""
+    """Returns the model type in the `config.json` of a folder or Hub repository.
+
+    Raises:
+        UserError: There is none.
+    """
     with explained("a checkpoint", path):
-        return read_json(cached_file(path, "config.json")).get("model_type", "unknown")
+        found = cached_file(path, "config.json")
+    if found is None:
+        raise UserError(f"{path} holds no config.json, so it is no checkpoint.")
+    return read_json(found).get("model_type", "unknown")

@@ -79,6 +79,11 @@ def test_an_adapter_of_another_base_is_refused_by_shape_and_by_weights(stages, t
         merge(str(stages["adapter"]), str(tmp_path / "out"), **arguments)
     assert not list(tmp_path.glob("*out*"))
 
+    shallow = Path(shutil.copytree(other, tmp_path / "shallow"))
+    LlamaForCausalLM.from_pretrained(other, num_hidden_layers=1).save_pretrained(shallow)
+    with pytest.raises(UserError, match=r"shallow is too small a base: 9 tensors are missing"):
+        merge(str(stages["adapter"]), str(tmp_path / "out"), base=str(shallow))
+
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
     tensors = load_file(other / "model.safetensors")

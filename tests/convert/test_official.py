@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from llava_sp.utils.errors import UserError
 
 OFFICIAL = Path(__file__).parent.parent / "fixtures" / "official"
 SCALES = ("small", "mid", "huge")
+TAILS = ("0.weight", "0.bias", "1.weight", "1.bias")
 
 
 def official_projector(model: LlavaSPForCausalLM) -> dict[str, torch.Tensor]:
@@ -231,6 +233,44 @@ def test_the_projector_alone_stands_on_a_base(tmp_path):
     )
     assert report.source == "projector"
     assert loading.read_card(str(tmp_path / "out")).conversation_template == "plain"
+
+
+def test_an_intermediate_projector_says_what_it_lacks(tmp_path):
+    source = OFFICIAL / "cropping_lora"
+    folder = tmp_path / "checkpoint-100"
+    folder.mkdir()
+    shutil.copyfile(source / "config.json", folder / "config.json")
+    kept = ("mm_projector.", "conv_linear.", "conv_4.")
+    tensors = torch.load(source / "non_lora_trainables.bin", weights_only=True)
+    tensors = {name: value for name, value in tensors.items() if any(part in name for part in kept)}
+    torch.save(tensors, folder / "mm_projector.bin")
+    arguments = {"base": str(source / "base"), "vision_tower": str(source / "clip")}
+    with pytest.raises(UserError, match=r"take the model\.bin of the end of the run") as error:
+        import_official(folder, tmp_path / "out", **arguments)
+    lacking = re.search("missing: (.*?) \\(", str(error.value))[1].split(", ")
+    attention = [f"{name}_projector.{tail}" for name in ("key", "query", "value") for tail in TAILS]
+    assert lacking == sorted([*(f"conv_{side}.weight" for side in (8, 12, 16, 20, 24)), "conv_CM.weight", *attention])
+    with pytest.raises(UserError, match="cannot be verified"):
+        import_official(folder, tmp_path / "out", **arguments, allow_missing=lacking, verify=True)
+    assert import_official(folder, tmp_path / "out", **arguments, allow_missing=lacking).initialised == lacking
+
+
+def test_a_lora_output_finds_the_base_that_it_names(tmp_path):
+    folder = Path(shutil.copytree(OFFICIAL / "cropping_lora", tmp_path / "lora"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    named = {**config, "base_model_name_or_path": str(folder / "base")}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+    report = import_official(folder, tmp_path / "out", verify=True)
+    assert (report.source, len(report.agreement.errors)) == ("lora", 3)
+    assert max(report.agreement.errors) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_type_can_be_chosen(cropping, dtype, tmp_path):
+    report = import_official(cropping, tmp_path / "out", dtype=dtype, verify=True)
+    assert max(report.agreement.errors) <= report.agreement.tolerance
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+    assert loading.load(tmp_path / "out")[0].dtype == dtype
 
 
 def test_what_is_no_checkpoint_is_refused(cropping, tmp_path):
