@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib.util
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass, fields
@@ -28,6 +29,15 @@ logger = get_logger(__name__)
 USAGE = "python -m llava_sp.train [CONFIG.yaml ...] [--name value ...]"
 
 REPORTERS = ("none", "wandb", "tensorboard")
+
+RANGES = {
+    **dict.fromkeys(("lora_r", "lora_alpha", "model_max_length", "per_device_eval_batch_size"), (1, math.inf)),
+    **dict.fromkeys(("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm"), (0, math.inf)),
+    **dict.fromkeys(("num_train_epochs", "adam_epsilon", "dataloader_num_workers"), (0, math.inf)),
+    **dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2"), (0, 1)),
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
+}
+"""Numbers that are allowed: the lowest, and a limit that is too much already."""
 
 
 @dataclass
@@ -106,6 +116,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         )
     if given.get("load_best_model_at_end"):
         raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
+    _check_ranges(given)
     _check_bits(given)
     _check_reporters(given)
     _complete_evaluation(given)
@@ -161,6 +172,8 @@ def read_yaml(path: str) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if values is None:
@@ -231,6 +244,15 @@ def zero_stage(deepspeed: str | None) -> int:
     if deepspeed is None:
         return 0
     return json.loads(Path(deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
+
+
+def _check_ranges(given: dict[str, Any]) -> None:
+    """Numbers that PyTorch or PEFT would refuse only after the weights are loaded."""
+    for name, (lowest, limit) in RANGES.items():
+        value = given.get(name)
+        if value is not None and not lowest <= value < limit:
+            most = f" to below {limit}" if limit < math.inf else ""
+            raise UserError(f"--{name} {value}: a number from {lowest}{most} is needed.")
 
 
 def _check_bits(given: dict[str, Any]) -> None:

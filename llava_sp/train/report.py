@@ -95,6 +95,21 @@ def format_memory(estimate: dict[str, float], run: RunArguments) -> str:
     return "\n".join(lines)
 
 
+def memory_advice(run: RunArguments) -> str:
+    """Returns what can be done where a GPU has too little memory for a run."""
+    knobs = [
+        ("gradient_checkpointing true", not run.training.gradient_checkpointing),
+        (f"per_device_train_batch_size below {run.batch_plan.per_device}", run.batch_plan.per_device > 1),
+        (f"model_max_length below {run.training.model_max_length}", True),
+        ("bits 4", run.model.stage != "finetune" and run.model.bits > 4),
+        ("deepspeed configs/zero3.json", run.model.bits == 16 and zero_stage(run.training.deepspeed) < 3),
+    ]
+    return (
+        f"The GPU is out of memory. Any of these needs less: {', '.join(f'--{knob}' for knob, helps in knobs if helps)}"
+        "; --dry_run estimates how much. With other arguments a run that has checkpoints needs another --output_dir."
+    )
+
+
 def render_sample(sample: dict[str, Any], processor: LlavaSPProcessor, *, colour: bool) -> str:
     """Returns a sample's text with its loss mask: supervised tokens green (or in brackets), the rest plain.
 

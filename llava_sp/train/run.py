@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -21,6 +22,7 @@ from llava_sp.train.provenance import describe
 from llava_sp.train.runtime import is_main, on_first_rank, prepare_process
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.console import out
+from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import write_json
 
 
@@ -55,7 +57,10 @@ def train(argv: list[str], *, ranks: int) -> None:
     if is_main():
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")
     trainer, callback = make_trainer(model, processor, run)
-    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(report.memory_advice(run)) from error
     finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
 
 

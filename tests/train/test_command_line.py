@@ -178,6 +178,12 @@ def test_a_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
         collect([write(tmp_path / "bad.yaml", text)])
 
 
+def test_a_yaml_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("output_dir: é".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml is no text in UTF-8"):
+        collect([str(tmp_path / "latin.yaml")])
+
+
 def test_a_missing_yaml_is_named() -> None:
     with pytest.raises(UserError, match=r"Cannot read the configuration nowhere\.yaml"):
         collect(["nowhere.yaml"])
@@ -201,6 +207,11 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--freeze_mm_mlp_adapter True", "freeze_mm_mlp_adapter"),
         ("--tune_mm_mlp_adapter True --lora_enable True", "contradicts --lora_enable"),
         ("--version vicuna_v9", "no conversation template 'vicuna_v9'"),
+        ("--lora_r 0", "lora_r 0: a number from 1 is needed"),
+        ("--lora_dropout 2", r"lora_dropout 2\.0: a number from 0 to below 1"),
+        ("--learning_rate -1", "learning_rate -1"),
+        ("--learning_rate nan", "learning_rate nan"),
+        ("--seed -1", "seed -1"),
         ("--warmup_ratio 3", "warmup_ratio 3"),
         ("--evaluation_strategy steps", "eval_data_path"),
         ("--load_best_model_at_end", "load_best_model_at_end"),

@@ -104,6 +104,15 @@ def test_a_broken_image_met_in_training_is_named(flags: list[str], tmp_path: Pat
     assert "\n" not in str(error.value)
 
 
+def test_out_of_memory_names_what_needs_less(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_gpu(*arguments: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("llava_sp.train.trainer.LlavaSPTrainer.training_step", fill_the_gpu)
+    with pytest.raises(UserError, match=r"out of memory.*--per_device_train_batch_size below 2, --model_max_length"):
+        train([*flags, "--output_dir", str(tmp_path / "out")], ranks=1)
+
+
 def test_the_dry_run_shows_the_plan_and_writes_nothing(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
