@@ -66,7 +66,7 @@ def test_every_llava_lora_flag_is_understood() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_yaml_is_understood(path: Path) -> None:
-    given = collect([str(path), "--output_dir", "out"])
+    given = collect([str(path), "--output_dir", "out", *(["--lora_enable"] if path.stem == "small_gpu" else [])])
     given.pop("deepspeed", None)
     run = build_arguments(given, complete(given, ranks=2))
     assert run.batch_plan.ranks == 2
@@ -87,6 +87,37 @@ def test_the_recipes_are_the_papers(stage: str, monkeypatch: pytest.MonkeyPatch)
     assert run.training.model_max_length == 2048
     if stage == "finetune_lora":
         assert (run.model.lora_r, run.model.lora_alpha, run.model.lora_dropout) == (128, 256, 0.05)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune_lora"])
+def test_the_recipe_of_a_small_gpu_keeps_the_global_batch(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(CONFIGS.parent)
+    files = [f"configs/train/{name}.yaml" for name in (stage, "small_gpu")]
+    run = parse([*files, "--use_cpu"], ranks=1)
+    assert run.model.stage == stage
+    assert (run.model.bits, run.model.quant_type, run.model.double_quant) == (4, "nf4", True)
+    assert run.training.deepspeed is None
+    assert run.batch_plan.accumulation == run.batch_plan.global_batch == (256 if stage == "pretrain" else 128)
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        (["--bits", "5"], "--bits 5: a weight of the LLM can have 16 bits, 8 or 4"),
+        (["--bits", "4"], "cannot be tuned in full; give --lora_enable"),
+        (["--bits", "8", "--lora_enable", "--deepspeed", str(CONFIGS / "zero3.json")], "8 with ZeRO-3 .*zero2.json"),
+    ],
+)
+def test_what_quantised_weights_cannot_do_is_told(flags: list[str], culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        complete(collect(["--output_dir", "out", "--use_cpu", *flags]), ranks=1)
+
+
+def test_a_missing_bitsandbytes_is_told_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError, match=r"pip install 'llava-sp\[bitsandbytes\]'"):
+        complete(collect(["--output_dir", "out", "--use_cpu", "--bits", "4", "--lora_enable"]), ranks=1)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from llava_sp.model import loading
 from llava_sp.model.trainable import plain_model, trainable_parameter_groups
 from llava_sp.train import assembly
 from llava_sp.train.command_line import collect
+from llava_sp.train.report import memory_estimate
 from llava_sp.train.run import train
 from llava_sp.utils.errors import UserError
 from tests.model.test_loading import example
@@ -109,13 +110,13 @@ def test_another_base_is_refused_unless_it_is_wanted(
     assembly.load_model(parse(tmp_path, *flags, *other, "--allow_other_base"), resume=None)
 
 
-@pytest.mark.parametrize("bits", ["4", "8"])
+@pytest.mark.parametrize(("bits", "optim"), [("4", "adamw_bnb_8bit"), ("8", "adamw_torch")])
 def test_qlora_trains_resumes_exactly_and_loads(
-    bits: str, checkpoints: dict[str, Path], short_run: list[str], tmp_path: Path
+    bits: str, optim: str, checkpoints: dict[str, Path], short_run: list[str], tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
     start = ["--init_from", str(checkpoints["pretrain"]), "--lora_enable", "--lora_r", "4", "--bits", bits]
-    precision = ["--bf16", "True", "--gradient_checkpointing"]
+    precision = ["--bf16", "True", "--gradient_checkpointing", "--optim", optim]
     whole, cut = (["--output_dir", str(tmp_path / name)] for name in ("whole", "cut"))
     flags = [*short_run, *start, *precision, "--max_steps", "3"]
     train([*flags, *whole], ranks=1)
@@ -156,3 +157,16 @@ def test_stage_1_trains_beside_a_quantised_model(
         assembly.load_model(parse(tmp_path, *flags, "--init_from", str(checkpoints["finetune_lora"])), resume=None)
     train([*flags, "--init_from", str(checkpoints["finetune"])], ranks=1)
     loading.load(tmp_path / "out")
+
+
+def test_the_memory_estimate_knows_the_bits(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    flags = ["--init_from", str(checkpoints["pretrain"]), *STAGES["finetune_lora"], "--bf16", "True"]
+
+    def estimate(*more: str) -> dict[str, float]:
+        run = parse(tmp_path, *flags, *more)
+        return memory_estimate(assembly.plan_model(run)[0], run)
+
+    exact, packed, small = estimate(), estimate("--bits", "4"), estimate("--bits", "4", "--optim", "paged_adamw_8bit")
+    linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # of the tiny LLM's two layers
+    assert exact["weights"] - packed["weights"] == linear * (2 - 0.5)
+    assert packed["optimizer states"] == exact["optimizer states"] == 4 * small["optimizer states"]
