@@ -217,7 +217,8 @@ class AnswersFile:
 
 
 def _answer(row: dict[str, Any]) -> Answer:
-    answer = Answer(row["question_id"], row.get("prompt", ""), row["text"], row)
+    text = row["text"] if "text" in row else row["response"]  # as MMVP's own answers files call it
+    answer = Answer(row["question_id"], row.get("prompt", ""), text, row)
     if not isinstance(answer.question_id, str | int) or not isinstance(answer.text, str):
         raise TypeError
     return answer

@@ -8,6 +8,7 @@ from pathlib import Path
 from llava_sp.eval.answers import read_answers
 from llava_sp.eval.benchmarks import BENCHMARKS, get_benchmark
 from llava_sp.eval.benchmarks.base import Scores
+from llava_sp.eval.benchmarks.judge import API_KEY, BASE_URL, MODEL
 from llava_sp.eval.flags import parse_flags
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
@@ -19,7 +20,11 @@ from llava_sp.utils.logging import setup_logging
 def main() -> None:
     """Scores the answers that the command line names."""
     setup_logging()
-    parser = argparse.ArgumentParser(prog="python -m llava_sp.eval.score", description="Scores an answers file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_sp.eval.score",
+        description="Scores an answers file.",
+        epilog=f"The environment names a judge, where one is needed: {', '.join((MODEL, BASE_URL, API_KEY))}.",
+    )
     add = parser.add_argument
     add("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
     add("--answers-file", type=Path, required=True, help="JSON lines in LLaVA's format")

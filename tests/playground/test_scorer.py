@@ -6,7 +6,6 @@ import pytest
 
 from llava_sp.playground.scorer import format_scores, score_answers
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.matching import is_right
 
 TRUTH = [
     ("a", "position", "Where is the {colour} {shape}?", "top left"),
@@ -53,14 +52,6 @@ def test_table_has_a_line_for_each_task_and_the_mean(tmp_path, annotations):
     assert position.split()[:3] == ["position", "4", "25.0"]
     assert existence.split()[:3] == ["existence", "2", "100.0"]
     assert mean.split()[:3] == ["mean", "6", "62.5"]
-
-
-@pytest.mark.parametrize(
-    ("given", "expected", "right"),
-    [("Yes", "Yes", True), (" yes. ", "Yes", True), ("Yes, a red one", "Yes", False), ("", "No", False)],
-)
-def test_is_right(given, expected, right):
-    assert is_right(given, expected) is right
 
 
 def test_missing_answers_are_named(tmp_path, annotations):

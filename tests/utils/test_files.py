@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import parse_json, read_json, resolve_inside
+from llava_sp.utils.files import parse_json, read_json, read_json_lines, resolve_inside
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,29 @@ def test_what_is_no_json_is_told(text: str, what: str) -> None:
 
 def test_both_halves_of_a_character_are_one() -> None:
     assert parse_json('"\\ud83d\\ude00"', "here") == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a": ', "line 2 is not valid JSON"),
+        (b'{"b": 1}\n', "line 1 must be an object with a"),
+        (b"[1]\n", "line 1 must be an object with a"),
+        (b"\n", "is empty"),
+        (b"\xff\n", "is not UTF-8 text"),
+    ],
+)
+def test_lines_that_are_no_records_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"rows\.jsonl.* {message}"):
+        read_json_lines(path, ["a"])
+
+
+def test_lines_end_with_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "one\u2028line"}\n\n{"a": 2}', encoding="utf-8")
+    assert read_json_lines(path, ["a"]) == [{"a": "one\u2028line"}, {"a": 2}]
 
 
 def test_a_folder_is_no_json(tmp_path: Path) -> None:

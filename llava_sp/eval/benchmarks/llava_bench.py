@@ -3,10 +3,11 @@
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from llava_sp.eval.answers import Answers
+from llava_sp.eval.answers import Answer, Answers
 from llava_sp.eval.benchmarks.base import MODEL_VQA, Benchmark, DataFile, Scores, item_key, mean
 from llava_sp.eval.benchmarks.judge import Judge
 from llava_sp.utils.errors import UserError
@@ -15,6 +16,8 @@ from llava_sp.utils.files import read_json, read_json_lines
 SOURCE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
 FAILED = (-1.0, -1.0)
 OWN_SYSTEM_MESSAGE = "You compare two answers with care and grade each of them on its own merits."
+
+Row = dict[str, Any]
 
 
 class LlavaBench(Benchmark):
@@ -41,27 +44,18 @@ class LlavaBench(Benchmark):
         assert reviews is not None
         judge = Judge(reviews)
         asked = read_json_lines(self.path(root, self.question_file), ("question_id", "image", "text", "category"))
-        theirs = read_json_lines(self.path(root, "answers_gpt4.jsonl"), ("question_id", "text"))
         captions = self._captions(root)
         rules = self._rules(root, {row["category"] for row in asked})
         system = self._system(root)
         found, notes = self.align(answers, [row["question_id"] for row in asked], strict=strict)
+        pairs = self._by_id(asked, found, root) if strict else self._by_position(asked, answers, root)
         grades: dict[str, list[tuple[float, float]]] = defaultdict(list)
         items: dict[str, float] = {}
-        if strict:
-            their = {str(row["question_id"]): row["text"] for row in theirs}
-            keys = [str(row["question_id"]) for row in asked]
-            texts = [(their.get(key), found[key].text if key in found else None) for key in keys]
-        else:
-            texts = [(row["text"], answer.text) for row, answer in zip(theirs, answers, strict=False)]
-        # By position, it ends with the shortest of the files, as there.
-        for row, (their_text, our_text) in tqdm(list(zip(asked, texts, strict=False)), desc=self.name, unit="review"):
-            if their_text is None:
-                raise UserError(f"answers_gpt4.jsonl does not answer {row['question_id']!r}; is it cut off?")
+        for row, their_text, our_text in tqdm(pairs, desc=self.name, unit="review"):
             if row["image"] not in captions:
                 raise UserError(f"context.jsonl has no caption of {row['image']!r}; is it cut off?")
             rule = rules[row["category"]]
-            text = question_to_judge(row["text"], captions[row["image"]], their_text, our_text or "", rule)
+            text = question_to_judge(row["text"], captions[row["image"]], their_text, our_text, rule)
             messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
             about = {"question_id": row["question_id"], "category": f"llava_bench_{row['category']}"}
             grade = grades_in(judge.ask(messages, temperature=0.2, max_tokens=1024, about=about))
@@ -83,6 +77,26 @@ class LlavaBench(Benchmark):
             notes=dict(+notes),
             details={"judge": judge.name, "system_message": "our own wording" if own else "system.txt"},
         )
+
+    def _by_position(self, asked: list[Row], answers: Answers, root: Path) -> list[tuple[Row, str, str]]:
+        """Puts questions beside GPT-4's answers and ours as they come, up to the end of the shortest file."""
+        theirs = [row["text"] for row in self._theirs(root)]
+        return list(zip(asked, theirs, (answer.text for answer in answers), strict=False))
+
+    def _by_id(self, asked: list[Row], found: dict[str, Answer], root: Path) -> list[tuple[Row, str, str]]:
+        """Puts questions beside GPT-4's answers and ours; ours is empty where there is none."""
+        theirs = {str(row["question_id"]): row["text"] for row in self._theirs(root)}
+        ours = {key: answer.text for key, answer in found.items()}
+        pairs = []
+        for row in asked:
+            key = str(row["question_id"])
+            if key not in theirs:
+                raise UserError(f"answers_gpt4.jsonl does not answer {row['question_id']!r}; is it cut off?")
+            pairs.append((row, theirs[key], ours.get(key, "")))
+        return pairs
+
+    def _theirs(self, root: Path) -> list[Row]:
+        return read_json_lines(self.path(root, "answers_gpt4.jsonl"), ("question_id", "text"))
 
     def _captions(self, root: Path) -> dict[str, str]:
         rows = read_json_lines(self.path(root, "context.jsonl"), ("image", "caption"))

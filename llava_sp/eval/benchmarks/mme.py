@@ -86,7 +86,7 @@ class Mme(Benchmark):
         for category in PERCEPTION + COGNITION:
             apart = release / category / "questions_answers_YN"
             for path in sorted((apart if apart.is_dir() else release / category).glob("*.txt")):
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                     question, _, truth = line.strip().partition("\t")
                     if not question:
                         continue

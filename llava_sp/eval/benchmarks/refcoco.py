@@ -82,8 +82,8 @@ class RefCoco(Benchmark):
         for split in self.splits:
             path = self.path(root, f"{self.name}_{split}.jsonl")
             for number, row in enumerate(read_json_lines(path, ("image", "sent", "bbox", "width", "height")), start=1):
-                box = row["bbox"]
-                if not (isinstance(box, list) and len(box) == 4 and min(row["width"], row["height"]) > 0):
+                numbers = [*row["bbox"], row["width"], row["height"]] if isinstance(row["bbox"], list) else []
+                if len(numbers) != 6 or not all(type(n) in (int, float) for n in numbers) or min(numbers[4:]) <= 0:
                     raise UserError(f"{path}, line {number}: bbox must be four numbers, width and height above 0.")
                 rows[f"{split}/{number}"] = row
         return rows

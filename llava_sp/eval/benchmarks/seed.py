@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, NOT_WRITTEN, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, Benchmark, DataFile, Scores, item_key, mean
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_text
@@ -66,13 +66,13 @@ class SeedBench(Benchmark):
         )
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
-        """Writes the leaderboard's `{"question_id", "prediction"}` lines, of images and, if there are any, videos."""
+        """Writes the leaderboard's lines `{"question_id", "prediction"}`, of videos too if there are answers to any."""
         rows, _ = self._truths(root)
         found, _ = self.align(answers, [row["question_id"] for row in rows])
-        kinds = {row["data_type"] for row in rows if str(row["question_id"]) in found}
-        ids = [row["question_id"] for row in rows if row["data_type"] in kinds]
-        self.need_all(ids, found, NOT_WRITTEN)
-        lines = (json.dumps({"question_id": key, "prediction": found[str(key)].text}) for key in ids)
+        given = {key: answer.text for key, answer in found.items()}
+        media = {row["data_type"] for row in rows if str(row["question_id"]) in given}
+        ids = [row["question_id"] for row in rows if row["data_type"] in media]
+        lines = (json.dumps({"question_id": key, "prediction": given.get(str(key), "")}) for key in ids)
         write_text(output, "".join(f"{line}\n" for line in lines))
 
     def _truths(self, root: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:

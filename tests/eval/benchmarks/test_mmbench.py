@@ -57,14 +57,19 @@ def test_choice(text, letter):
 
 
 def test_the_table_for_the_server(tmp_path):
-    MMBENCH.submission(with_text(answers_to("mmbench"), 0, "=A\x00"), ROOT, tmp_path / "out.xlsx")
+    MMBENCH.submission(without(with_text(answers_to("mmbench"), 0, "=A\x00"), 5), ROOT, tmp_path / "out.xlsx")
     sheet = openpyxl.load_workbook(tmp_path / "out.xlsx").active
     rows = list(sheet.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert rows[1] == (241, "Which colour is it?", "red", "blue", "green", "grey", "=A", "A", "dev")
     assert rows[2] == (252, "How many are there?", "one", "two", None, None, "B.", "B", "dev")
+    assert rows[6][6] is None  # no answer
     assert len(rows) == 7
     assert {cell.data_type for row in sheet.iter_rows() for cell in row} == {"n", "s"}  # no formula
+
+
+def test_an_answers_file_that_tells_too_few_options_is_not_parsed():
+    assert choice(Answer(1, "", "B", {"options": ["red", "blue"], "option_char": ["A"]}), ["red", "blue"]) is None
 
 
 def test_test_questions_have_no_answer_and_each_must_have_a_prediction(tmp_path):

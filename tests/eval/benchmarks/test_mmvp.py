@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from llava_sp.eval.answers import read_answers
 from llava_sp.eval.benchmarks import BENCHMARKS
 from llava_sp.eval.benchmarks.mmvp import extract
 from llava_sp.utils.errors import UserError
@@ -45,6 +46,7 @@ def test_extract(text, expected):
 def test_submission_is_what_its_own_grader_takes(tmp_path):
     MMVP.submission(answers_to("mmvp"), ROOT, tmp_path / "out.jsonl")
     row = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[3])
+    assert MMVP.score(read_answers(tmp_path / "out.jsonl"), ROOT).metrics["pairs_corrected"] == 100
     assert (row["question_id"], row["answer"], row["response"]) == (100, "(b)", "The answer is long.")
     assert row["prompt"].startswith("Are the tusks long or short?")
 

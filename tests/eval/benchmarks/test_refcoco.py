@@ -52,9 +52,13 @@ def test_frames():
     assert stretch([50, 50, 200, 100], 200, 100) == [0.25, 0.5, 1, 1]
 
 
-def test_a_broken_line_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("whole", "broken"),
+    [('"width": 200', '"width": 0'), ('"width": 200', '"width": "wide"'), ("[0, 0, 200, 100]", "[0, 0, 200]")],
+)
+def test_a_broken_line_is_named(tmp_path, whole, broken):
     root = copy_of("refcoco", tmp_path)
     path = root / "refcoco_testA.jsonl"
-    path.write_text(path.read_text().replace('"width": 200', '"width": 0'))
+    path.write_text(path.read_text().replace(whole, broken))
     with pytest.raises(UserError, match=r"refcoco_testA\.jsonl, line 1: bbox must be four numbers"):
         REFCOCO.questions(root)
