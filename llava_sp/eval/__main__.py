@@ -5,10 +5,13 @@ import os
 import sys
 from pathlib import Path
 
+from llava_sp.eval.answering import model_name
 from llava_sp.eval.benchmarks import BENCHMARKS, get_benchmark
 from llava_sp.eval.benchmarks.base import Benchmark
 from llava_sp.eval.flags import add_model_flags, check_model_flags, parse_flags
 from llava_sp.eval.suite import evaluate
+from llava_sp.model.loading import read_card
+from llava_sp.model.parts import absolute
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging
@@ -28,6 +31,7 @@ def main() -> None:
     options = parse(arguments)
     benchmarks = choose(options.benchmark)
     check_model_flags(options)
+    read_card(options.model_path)  # says so if there is no checkpoint
     processes = 1 if "RANK" in os.environ else _count(options)
     if processes > 1:
         command = [f"--nproc_per_node={processes}", "--standalone", "-m", "llava_sp.eval", *arguments]
@@ -62,13 +66,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--benchmark", required=True, help="names, separated by commas; all; or list to see what each needs")
     add_model_flags(parser)
-    add("--data-root", type=Path, default="playground/data/eval", help="LLaVA's folder of benchmarks (%(default)s)")
-    add("--output", type=Path, required=True, help="folder for answers, scores, submissions")
+    add("--data-root", type=Path, default="playground/data/eval", help="LLaVA's folder of data (default: %(default)s)")
+    add("--output", type=Path, help="folder for answers, scores, submissions (default: results/NAME_OF_THE_MODEL)")
     add("--batch-size", type=int, default=8, help="questions at a time; the answers are the same as for 1")
     add("--limit", type=int, help="only the first questions of each benchmark, for a look; marked in the scores")
     add("--strict", action="store_true", help="score without the quirks of LLaVA's scripts")
     add("--nproc-per-node", type=int, help="processes; default: one per GPU")
-    return parse_flags(parser, arguments)
+    options = parse_flags(parser, arguments)
+    if options.output is None:
+        options.output = Path("results", model_name(absolute(options.model_path)))
+    for name in ("batch_size", "limit"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
+    return options
 
 
 def _names(arguments: list[str]) -> str:

@@ -65,11 +65,14 @@ def describe(
     card = read_card(settings["model_path"])
     template = get_template(settings["conv_mode"] or (card.conversation_template if card else "v1"))
     files = {file.name: benchmark.find(root, file.name) for file in benchmark.files}
+    told = None
+    if card is not None:
+        told = {name: getattr(card, name) for name in ("stage", "parts", "fingerprint", "details")}
     return {
         "settings": settings,
         "template": {"name": template.name, "example": template.prompt_text(as_turns(question))},
         "data_sha256": {name: sha256_file(path) for name, path in files.items() if path and path.is_file()},
-        "checkpoint": None if card is None else {"stage": card.stage, "parts": card.parts, "details": card.details},
+        "checkpoint": told,
         "batch_size": batch_size,
         "ranks": ranks,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",

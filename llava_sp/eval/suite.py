@@ -18,6 +18,7 @@ from llava_sp.eval.benchmarks.base import Benchmark, Scores, item_key, mean
 from llava_sp.eval.inference import by_length
 from llava_sp.eval.provenance import checkpoint_digest, describe
 from llava_sp.eval.questions import Question, check_images
+from llava_sp.model.parts import absolute
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_json
@@ -90,9 +91,8 @@ def prepare(benchmark: Benchmark, options: argparse.Namespace) -> Job:
     root = options.data_root / benchmark.folder
     missing = benchmark.missing(root)
     if missing:
-        raise UserError(
-            "; ".join(f"{root / file.name} is missing: {file.what}, from {file.source}" for file in missing)
-        )
+        lines = [f"{root / file.name} ({file.what}), from {file.source}" for file in missing]
+        raise UserError("\n  - ".join(["its data are not all there. Put in place:", *lines]))
     questions = benchmark.questions(root)
     asked = questions[: options.limit]
     images = root / benchmark.images
@@ -188,7 +188,7 @@ def _claim(options: argparse.Namespace) -> None:
         UserError: It holds another model's results.
     """
     path = options.output / SUMMARY_NAME
-    model = {"path": options.model_path, "files": checkpoint_digest(options.model_path)}
+    model = {"path": absolute(options.model_path), "files": checkpoint_digest(options.model_path)}
     if path.is_file() and read_json(path).get("model") != model:
         raise UserError(f"{path} tells of another model; name another --output.")
     write_json(path, {"model": model, "benchmarks": {}, "not_run": {}})
