@@ -27,6 +27,9 @@ SPATIAL_FIELDS = (
 )
 """Arguments that override single fields of the variant in the model's configuration."""
 
+LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+"""Arguments of LoRA, and what PEFT's configuration calls them."""
+
 
 def argument(default: Any, help: str) -> Any:
     """Declares an argument with its default and its line of help."""

@@ -21,7 +21,7 @@ from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.quantization import compute_in, quantization_config
 from llava_sp.model.tiles import default_pinpoints
 from llava_sp.model.trainable import add_lora, plain_model, set_trainable
-from llava_sp.train.arguments import ModelArguments
+from llava_sp.train.arguments import LORA_FIELDS, ModelArguments
 from llava_sp.train.command_line import RunArguments
 from llava_sp.train.legacy import read_pinpoints
 from llava_sp.utils.errors import UserError
@@ -100,7 +100,7 @@ def choose_trainables(model: LlavaSPForCausalLM | PeftModel, arguments: ModelArg
     """Freezes what the stage does not train, and adds LoRA where it is asked for and not there yet."""
     if isinstance(model, PeftModel):
         config = model.peft_config[model.active_adapter]
-        for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+        for flag, name in LORA_FIELDS.items():
             given, found = getattr(arguments, flag), getattr(config, name)
             if given != found:
                 raise UserError(
@@ -118,24 +118,25 @@ def check_start(arguments: ModelArguments, source: str) -> Card | None:
     """Checks that the arguments do not contradict the checkpoint to start from; returns its card.
 
     Raises:
-        UserError: Variant, spatial fields or tower differ from the checkpoint's, or it would be merged into an LLM
-            that is quantised.
+        UserError: Variant, spatial fields, tower or its layer differ from the checkpoint's, or it would be merged into
+            an LLM that is quantised.
     """
     card = loading.read_card(source)
     config = LlavaSPConfig.from_pretrained(source)
-    wanted: dict[str, Any] = {}
+    layer = arguments.mm_vision_select_layer
+    wanted: dict[str, tuple[str, Any]] = {"vision_feature_layer": (f"--mm_vision_select_layer {layer}", layer)}
     if arguments.variant is not None:
         fitting = LlavaSPConfig.from_variant(
             arguments.variant, vision_config=config.vision_config, text_config=config.text_config
         )
-        wanted = {name: getattr(fitting, name) for name in loading.SPATIAL_FIELDS}
-    wanted.update(arguments.spatial_overrides)
-    for name, value in wanted.items():
+        given = f"--variant {arguments.variant}"
+        wanted.update({name: (given, getattr(fitting, name)) for name in loading.SPATIAL_FIELDS})
+    wanted.update({name: (f"--{name} {value}", value) for name, value in arguments.spatial_overrides.items()})
+    for name, (given, value) in wanted.items():
         if getattr(config, name) != value:
-            what = f"--variant {arguments.variant}" if name not in arguments.spatial_overrides else f"--{name} {value}"
             raise UserError(
-                f"{what} does not fit {source}, whose {name} is {getattr(config, name)!r}; the checkpoint to start "
-                "from decides the variant, so leave the flag out, or start from another."
+                f"{given} does not fit {source}, whose {name} is {getattr(config, name)!r}; the checkpoint to start "
+                "from decides that, so leave the flag out, or start from another."
             )
     if card is not None and card.kind == "adapter" and arguments.stage == "pretrain" and arguments.bits < 16:
         raise UserError(

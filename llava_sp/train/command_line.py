@@ -18,10 +18,11 @@ from transformers import HfArgumentParser
 from llava_sp.data.conversation import get_template
 from llava_sp.model.card import CARD_NAME, Card
 from llava_sp.model.quantization import quantization_config
-from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
+from llava_sp.train.arguments import LORA_FIELDS, DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
 from llava_sp.train.legacy import apply_legacy_flags, follow_adapter, read_renamed
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import read_json
 from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -94,6 +95,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         UserError: A value is not supported, or two values contradict each other.
     """
     apply_legacy_flags(given)
+    _follow_start(given)
     _choose_conversation(given)
     get_template(given["version"])  # says so if there is none
     _choose_precision(given)
@@ -209,6 +211,19 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
 def _fill(cls: type, given: dict[str, Any]) -> Any:
     names = {field.name for field in fields(cls) if field.init}
     return cls(**{name: value for name, value in given.items() if name in names})
+
+
+def _follow_start(given: dict[str, Any]) -> None:
+    """Takes what was not given from the checkpoint to start from: the tower's layer, and the shape of its LoRA."""
+    if not given.get("init_from"):
+        return
+    followed = {"config.json": {"mm_vision_select_layer": "vision_feature_layer"}}
+    if given.get("lora_enable"):
+        followed["adapter_config.json"] = LORA_FIELDS
+    for file, names in followed.items():
+        path = Path(given["init_from"]) / file
+        found = read_json(path) if path.is_file() else {}
+        given.update({flag: found[name] for flag, name in names.items() if name in found and flag not in given})
 
 
 def _choose_conversation(given: dict[str, Any]) -> None:

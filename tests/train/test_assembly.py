@@ -102,6 +102,8 @@ def test_lora_continues_from_a_lora_checkpoint(tiny_parts: Parts, tmp_path: Path
     flags = ["--init_from", str(tmp_path / "lora"), "--lora_enable", "--lora_r"]
     continued, _ = assembly.load_model(parse(tmp_path, *flags, "2"), resume=None)
     assert fingerprints(continued) == fingerprints(model)
+    run = parse(tmp_path, *flags[:-1], "--lora_alpha", "16")
+    assert (run.model.lora_r, run.model.lora_alpha, run.model.lora_dropout) == (2, 16, 0.05)  # also what the card tells
     with pytest.raises(UserError, match="has 2; give --lora_r 2, or for a new LoRA merge"):
         assembly.load_model(parse(tmp_path, *flags, "4"), resume=None)
     with pytest.raises(UserError, match=r"has 16; give --lora_alpha 16"):
@@ -110,7 +112,11 @@ def test_lora_continues_from_a_lora_checkpoint(tiny_parts: Parts, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("flags", "culprit"),
-    [(["--variant", "pooling"], "--variant pooling does not fit"), (["--sfe_sides", "12"], "--sfe_sides")],
+    [
+        (["--variant", "pooling"], "--variant pooling does not fit"),
+        (["--sfe_sides", "12"], "--sfe_sides"),
+        (["--mm_vision_select_layer", "-1"], r"--mm_vision_select_layer -1 does not fit .* vision_feature_layer is -2"),
+    ],
 )
 def test_another_variant_than_the_checkpoints_is_refused(
     stage_one: Path, tmp_path: Path, flags: list[str], culprit: str
