@@ -1,6 +1,8 @@
 """The grid that an image is laid out on, and the order of its tokens, worked out by hand and by LLaVA's rules."""
 
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,18 @@ from llava_sp.model.tiles import TileLayout, default_pinpoints
 END = -1
 """Stands for the token that closes a row."""
 
-SIZES = [(480, 640), (640, 480), (336, 336), (1, 1), (1, 5000), (5000, 1), (672, 672), (1008, 336), (335, 1009)]
+SIZES = [
+    (480, 640),
+    (640, 480),
+    (336, 336),
+    (1, 1),
+    (1, 5000),
+    (5000, 1),
+    (672, 672),
+    (1008, 336),
+    (335, 1009),
+    (55, 88),
+]
 
 
 def layout(
@@ -67,6 +80,23 @@ def test_the_default_grids_and_the_published_count() -> None:
     }
     assert ours.count_tokens(480, 640) == 2370
     assert ours.tiles(336, 336) == (2, 1)  # one tile above the other fits as well as side by side: the first counts
+
+
+def test_the_pages_table_of_counts() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (\d) x (\d) \| (\d+) \| (\d+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) > 5
+    for width, height, columns, tile_rows, flat, unpadded in (map(int, row) for row in rows):
+        kinds = ("flat", "spatial", "spatial_unpad")
+        ours = [layout(kind, default_pinpoints(336), side=336, grid=24, spatial=6) for kind in kinds]
+        assert ours[0].tiles(height, width) == (tile_rows, columns)
+        assert [one.count_tokens(height, width) for one in ours] == [flat, flat, unpadded]
+
+
+def test_rounding_is_llavas_where_transformers_differs() -> None:
+    ours = layout("spatial_unpad", default_pinpoints(336), side=336, grid=24, spatial=0)
+    assert ours.tiles(55, 88) == (2, 1)
+    assert ours.count_tokens(55, 88) == 576 + 14 * (24 + 1)  # 55 * (24 / 88) is 14.999999999999998
 
 
 def best_grid(height: int, width: int, pinpoints: list[list[int]]) -> list[int]:
