@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.tokenization_utils_base import AddedToken
+from transformers.utils import cached_file
 
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.model.configuration_llava_sp import VOCABULARY_MULTIPLE, LlavaSPConfig
@@ -29,6 +30,7 @@ from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.tiles import default_pinpoints
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.tokenization import follow_sentencepiece
 
 PADDING_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 """Unused tokens of Llama 3.1 and Llama 3, whose tokenizers name none for padding."""
@@ -162,6 +164,12 @@ def load_tokenizer(llm: str, max_length: int = 2048) -> PreTrainedTokenizerBase:
     """
     with explained("the tokenizer of the LLM", llm):
         tokenizer = AutoTokenizer.from_pretrained(llm)
+        files = [
+            cached_file(llm, name, _raise_exceptions_for_missing_entries=False)
+            for name in ("tokenizer.json", "tokenizer.model")
+        ]
+    if files[0] is None and files[1] is not None:  # as Vicuna's
+        follow_sentencepiece(tokenizer, files[1])
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token is None:

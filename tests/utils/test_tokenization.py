@@ -1,12 +1,15 @@
 """A fast LLaMA tokenizer gives SentencePiece's own ids for every stretch of text."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llava_sp.model.parts import load_tokenizer
+from llava_sp.utils.files import write_json
 from llava_sp.utils.tokenization import restore_sentencepiece_prefix
 from tests.tiny import TOKENIZER
 
@@ -35,3 +38,26 @@ def test_a_tokenizer_of_another_kind_is_left_alone() -> None:
     restore_sentencepiece_prefix(tokenizer)
     assert isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.Whitespace)
     assert tokenizer.backend_tokenizer.normalizer is None
+
+
+def test_merges_follow_the_scores_of_the_model(tmp_path: Path) -> None:
+    """LLaMA's models have runs of spaces among the first ids, and the lowest score for them."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((TOKENIZER / "tokenizer.model").read_bytes())
+    for piece in model.pieces:
+        piece.score = -1e9 if set(piece.piece) == {"▁"} else piece.score
+    for file in TOKENIZER.iterdir():
+        shutil.copyfile(file, tmp_path / file.name)
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    expected = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    restore_sentencepiece_prefix(tokenizer)
+    texts = ["two  spaces", "def f():\n    return 1", " " * 7 + "x", "a        b", *TEXTS]
+    assert expected.encode(texts[0], out_type=str)[-2:] != ["▁▁", "spaces"]
+    for text in texts:
+        assert tokenizer(text, add_special_tokens=False).input_ids == expected.encode(text), text
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    restore_sentencepiece_prefix(again)
+    assert [again.tokenize(text) for text in texts] == [tokenizer.tokenize(text) for text in texts]
