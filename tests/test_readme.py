@@ -47,6 +47,7 @@ TRAINING_SCRIPTS = ("pretrain", "finetune_lora", "finetune", "slurm_finetune_lor
 HELP = {
     "training": ("llava_sp.train", "llava_sp.train.launch"),
     "quickstart": ("llava_sp.playground quickstart",),
+    "evaluation": ("llava_sp.eval",),
 }
 
 
@@ -63,6 +64,8 @@ def test_commands(command, flags):
         script = ROOT / words[1]
         assert script.exists(), f"{words[1]} is not there"
         modules = HELP["quickstart"] if script.stem == "quickstart" else ()
+        if script.parent.name == "eval":
+            modules = HELP["evaluation"]
         if script.stem in TRAINING_SCRIPTS:
             modules = HELP["training"]
             for word in words[2:]:

@@ -55,7 +55,7 @@ def list_benchmarks() -> None:
     for benchmark in BENCHMARKS.values():
         out(f"{benchmark.name}: {benchmark.title}, {SCORED[benchmark.scored]}; in DATA_ROOT/{benchmark.folder}:")
         for file in benchmark.files:
-            out(f"    {file.name}: {file.what}; from {file.source}")
+            out(f"    {file.name}: {file.what}; from {file.source}{' (optional)' if file.optional else ''}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
