@@ -104,6 +104,8 @@ def to_official(
                 f"The official code has no LLM of the type {config.text_config.model_type!r}, only "
                 f"{', '.join(OFFICIAL_TYPES)}."
             )
+        if config.vision_config.model_type != "clip_vision_model":
+            raise UserError(f"The official code has CLIP towers only, no {config.vision_config.model_type!r}.")
         tower_home = vision_tower or config.vision_config.name_or_path
         if not tower_home:
             raise UserError(f"{path} does not tell what its vision tower is called; give --vision-tower.")
@@ -163,7 +165,7 @@ def _official_config(checkpoint: Checkpoint, tower_home: str, dtype: torch.dtype
         "mm_hidden_size": config.feature_channels,
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": "patch",
+        "mm_vision_select_feature": "cls_patch" if config.vision_feature_select_strategy == "full" else "patch",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "mm_patch_merge_type": config.patch_merge_type,

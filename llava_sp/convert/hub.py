@@ -99,6 +99,7 @@ def model_card(
         "stage": card.stage,
         "conversation template": card.conversation_template,
         "imported from": card.details.get("imported_from"),
+        "newly initialised, untrained": ", ".join(card.details.get("initialised", [])) or None,
         "training data": arguments.get("data_path", "not recorded"),
         "code": card.details.get("git"),
     }

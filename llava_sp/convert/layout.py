@@ -120,6 +120,8 @@ def export_layout(fields: Mapping[str, Any], grid_side: int) -> Layout:
     sides, kernels = fields["sfe_sides"], fields["dfi_kernels"]
     if len(kernels) not in (0, 1, len(SCALES)):
         raise UserError(f"The official layout has a DFI of one or of {len(SCALES)} kernels, not of {len(kernels)}.")
+    if kernels and fields["dfi_stride"] != 2:
+        raise UserError(f"The official DFI has a stride of 2, not of {fields['dfi_stride']}.")
     counted = sides == list(range(2, 17, 2))  # the ablation of eight tokens at 224 px
     return Layout(fields, grid_side, {side: side // 2 if counted else side for side in sides})
 

@@ -102,20 +102,13 @@ def import_official(
         tokenizer = parts.load_tokenizer(source.llm, source.config.get("tokenizer_model_max_length", 2048))
         text_config = source.text_config
         text_config.vocab_size = _own_rows(source, tokenizer)
+        for part, home in ((text_config, source.llm), (vision_config, tower_home)):
+            part.name_or_path = parts.absolute(home)  # where an export finds tokenizer and tower again
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         fields = {**_vision_fields(source.config), **layout.fields}
         config = parts.join_configs(text_config, vision_config, image_token_id, fields)
 
-        weights = source.weights
-        if source.lora:
-            with torch.device("meta"):
-                llm = AutoModelForCausalLM.from_config(text_config)
-            weights = merge_lora(weights, source.lora, source.home, llm, source.llm)
-        tensors = {llm_name(name): tensor for name, tensor in weights.items()}
-        if source.kind == "llava-hf":
-            vocabulary = tensors.keys() & VOCABULARY
-            tensors |= {name: with_rows(tensors[name], text_config.vocab_size) for name in vocabulary}
-        tower = {tower_name(name): tensor for name, tensor in source.tower.items()} or read_tower(tower_home)
+        tensors = _llm_and_tower(source, tower_home)
         dtype = dtype or saved_dtype(tensors)
         projector, report = _projector(
             source, layout, config, set(allow_missing), set(allow_left_over), new=variant is not None
@@ -126,7 +119,7 @@ def import_official(
             )
         if report.initialised:
             projector = initialise(config, dtype, seed) | projector
-        tensors |= tower | {f"{PROJECTOR}{name}": tensor for name, tensor in projector.items()}
+        tensors |= {f"{PROJECTOR}{name}": tensor for name, tensor in projector.items()}
 
         template = get_template(conversation_template)
         processor = parts.make_processor(
@@ -165,6 +158,20 @@ def _layout(source: Source, vision_config: PreTrainedConfig, variant: str | None
     if layout.fields["sfe_maps"] != "none":
         raise UserError(f"{source.home} has spatial tokens of its own; leave --variant out, and they are imported.")
     return Layout(variant_fields(variant), grid_side, {})
+
+
+def _llm_and_tower(source: Source, tower_home: str) -> Tensors:
+    weights = source.weights
+    if source.lora:
+        with torch.device("meta"):
+            llm = AutoModelForCausalLM.from_config(source.text_config)
+        weights = merge_lora(weights, source.lora, source.home, llm, source.llm)
+    tensors = {llm_name(name): tensor for name, tensor in weights.items()}
+    if source.kind == "llava-hf":  # less the rows that are not the LLM's
+        vocabulary = tensors.keys() & VOCABULARY
+        tensors |= {name: with_rows(tensors[name], source.text_config.vocab_size) for name in vocabulary}
+    tower = {tower_name(name): tensor for name, tensor in source.tower.items()}
+    return tensors | (tower or read_tower(tower_home))
 
 
 def _projector(
@@ -248,6 +255,8 @@ def _own_rows(source: Source, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _vision_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Returns LLaVA's own fields under our names."""
+    if config.get("mm_use_im_start_end"):
+        raise UserError("config.json puts <im_start> and <im_end> around images (LLaVA 1.0); that is not supported.")
     takes_all = config.get("mm_vision_select_feature") == "cls_patch"
     fields = {
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),

@@ -19,6 +19,7 @@ from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.fingerprint import fingerprint
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.partial import PROJECTOR_NAME, PROJECTOR_PREFIX
+from llava_sp.model.parts import explained
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.utils.errors import UserError
 
@@ -67,14 +68,15 @@ def read_checkpoint(path: str, base: str | None = None, *, allow_other_base: boo
         UserError: There is no such checkpoint, or its weights do not fit.
     """
     card = loading.read_card(path)
-    config = LlavaSPConfig.from_pretrained(path)
-    processor = LlavaSPProcessor.from_pretrained(path)
+    with explained("configuration and processor of the checkpoint", path):
+        config = LlavaSPConfig.from_pretrained(path)
+        processor = LlavaSPProcessor.from_pretrained(path)
+        generation = GenerationConfig.from_pretrained(path)
     if card is None:
         card = describe(config, processor, stage="unknown")
     for part, part_config in (("llm", config.text_config), ("vision_tower", config.vision_config)):
         part_config.name_or_path = card.parts.get(part, part_config.name_or_path)
     tensors = _read_weights(path, card, config, base, allow_other_base=allow_other_base)
-    generation = GenerationConfig.from_pretrained(path)
     return Checkpoint(config, processor, generation, card, fit(tensors, config))
 
 

@@ -165,9 +165,7 @@ def _text_config(home: str, config: dict[str, Any]) -> PreTrainedConfig:
         )
     ours = ("model_type", "architectures")
     fields = {name: value for name, value in config.items() if name not in ours and value is not None}
-    text_config = CONFIG_MAPPING[LLM_TYPES[config["model_type"]]].from_dict(fields)
-    text_config.name_or_path = home
-    return text_config
+    return CONFIG_MAPPING[LLM_TYPES[config["model_type"]]].from_dict(fields)
 
 
 def _named_base(home: str, kind: str) -> str:

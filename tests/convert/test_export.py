@@ -203,6 +203,10 @@ def test_what_the_official_code_cannot_be_is_refused(stages, tiny_parts, tmp_pat
     loading.save(model, processor, tmp_path / "two", stage="finetune")
     with pytest.raises(UserError, match="not of 2"):
         to_official(str(tmp_path / "two"), str(tmp_path / "out"))
+    model, processor = loading.build(*map(str, tiny_parts), overrides={"sfe_channels": 8, "dfi_stride": 1})
+    loading.save(model, processor, tmp_path / "dense", stage="finetune")
+    with pytest.raises(UserError, match="stride of 2, not of 1"):
+        to_official(str(tmp_path / "dense"), str(tmp_path / "out"))
     with pytest.raises(UserError, match="--tokenizer"):
         to_official(str(stages["full"]), str(tmp_path / "out"), tokenizer=str(tiny_parts[1]))
     assert not list(tmp_path.glob("*out*"))
