@@ -53,8 +53,8 @@ class Mmvp(Benchmark):
         for suffix, swapped in (("_corrected", SWAPPED), ("", {})):
             rights = [_is_right(answer, rows[index][1], swapped.get(index, rows[index][2])) for index, answer in listed]
             pairs = [rights[start : start + 2] for start in range(0, len(rights), 2)]
-            metrics[f"pairs{suffix}"] = 100.0 * sum(len(pair) for pair in pairs if all(pair)) / len(rights)
             metrics[f"single{suffix}"] = 100.0 * mean(rights)
+            metrics[f"pairs{suffix}"] = 100.0 * sum(len(pair) for pair in pairs if all(pair)) / len(rights)
             items = {item_key(index): float(right) for (index, _), right in zip(listed, rights, strict=True)}
         order = "pairs by row; a missing answer is wrong" if strict else "pairs by position, as there"
         return Scores(

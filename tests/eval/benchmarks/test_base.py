@@ -24,7 +24,7 @@ def test_the_files_that_are_missing_are_told_with_their_source(name, tmp_path):
     assert all(file.source and file.what for file in benchmark.files)
     images = {file.name for file in benchmark.missing(FIXTURES / name)}
     assert images <= {benchmark.images, "SEED-Bench-image"}  # all but the pictures are among the fixtures
-    with pytest.raises(UserError, match=r"needs .*, which is not there; it is in "):
+    with pytest.raises(UserError, match=r"needs .*, which is not there; it comes from "):
         benchmark.questions(tmp_path)
 
 
