@@ -102,7 +102,8 @@ class Benchmark:
         if found is None:
             file = next(file for file in self.files if file.name == name)
             raise UserError(
-                f"{self.title} needs {Path(root) / name} ({file.what}), which is not there; it comes from {file.source}."
+                f"{self.title} needs {Path(root) / name} ({file.what}), which is not there; "
+                f"it comes from {file.source}."
             )
         return found
 
