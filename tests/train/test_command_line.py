@@ -1,5 +1,6 @@
 """YAML files and flags are one set of names, later ones win, and mistakes are told in plain words."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ def test_a_missing_bitsandbytes_is_told_before_anything_slow(monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     with pytest.raises(UserError, match=r"pip install 'llava-sp\[bitsandbytes\]'"):
         complete(collect(["--output_dir", "out", "--use_cpu", "--bits", "4", "--lora_enable"]), ranks=1)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("zero*.json")), ids=lambda path: path.stem)
+def test_gradients_are_accumulated_in_fp32_also_of_weights_in_bf16(path: Path) -> None:
+    config = pytest.importorskip("deepspeed.runtime.config").DeepSpeedConfig
+    given = {name: value for name, value in json.loads(path.read_text()).items() if value != "auto"}
+    given.update(train_batch_size=8, bf16={"enabled": True}, fp16={"enabled": False}, gradient_accumulation_steps=4)
+    zero = {name: value for name, value in given["zero_optimization"].items() if value != "auto"}
+    assert config({**given, "zero_optimization": zero}).grad_accum_dtype == "fp32"
 
 
 @pytest.mark.parametrize(
