@@ -256,9 +256,12 @@ def _choose_precision(given: dict[str, Any]) -> None:
 
 def zero_stage(deepspeed: str | None) -> int:
     """Returns the ZeRO stage of a DeepSpeed configuration file, 0 without one."""
-    if deepspeed is None:
-        return 0
-    return json.loads(Path(deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
+    return zero_settings(deepspeed).get("stage", 0)
+
+
+def zero_settings(deepspeed: str | None) -> dict[str, Any]:
+    """Returns what a DeepSpeed configuration file says of ZeRO; nothing without one."""
+    return read_json(deepspeed).get("zero_optimization", {}) if deepspeed else {}
 
 
 def _check_ranges(given: dict[str, Any]) -> None:

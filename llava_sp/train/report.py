@@ -12,7 +12,7 @@ from llava_sp.model.card import CARD_NAME
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.quantization import count, quantised_parameters
 from llava_sp.model.trainable import part_modules, plain_model, trainable_parameter_groups
-from llava_sp.train.command_line import RunArguments, zero_stage
+from llava_sp.train.command_line import RunArguments, zero_settings, zero_stage
 from llava_sp.train.provenance import chosen_arguments
 from llava_sp.utils.console import out
 
@@ -56,42 +56,51 @@ def memory_estimate(model: nn.Module, run: RunArguments) -> dict[str, float]:
     """Estimates the memory of one rank in bytes.
 
     Weights, gradients and optimizer states follow from the counts, the precision, `--bits`, the optimizer and the ZeRO
-    stage: stage 1 shares optimizer states among the ranks, stage 2 gradients too, stage 3 weights too. Activations are
-    a rough estimate for the longest sequence: each layer's input (18 times that without gradient checkpointing, which
-    keeps what the layer makes), one layer at work, and logits with their gradient in fp32.
+    stage: stage 1 shares optimizer states among the ranks, stage 2 gradients too, stage 3 weights too. What ZeRO
+    offloads is `CPU memory`, if anything. Activations are a rough estimate for the longest sequence: each layer's input
+    (18 times that without gradient checkpointing, which keeps what the layer makes), one layer at work, and logits with
+    their gradient in fp32.
     """
-    stage, ranks = zero_stage(run.training.deepspeed), run.batch_plan.ranks
+    zero, ranks = zero_settings(run.training.deepspeed), run.batch_plan.ranks
+    stage = zero.get("stage", 0)
     width = 2 if run.training.bf16 or run.training.fp16 else 4
     everything = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for named in trainable_parameter_groups(model).values() for _, p in named)
     own_width = width if stage else 4  # without DeepSpeed, what learns is kept in fp32
     packed = quantised_parameters(model) if run.model.bits < 16 else 0
     weights = (everything - trained - packed) * width + packed * run.model.bits / 8 + trained * own_width
-    gradients = trained * own_width
     moments = 2 if "8bit" in run.training.optim else 8
-    # DeepSpeed keeps masters in fp32; without it (or in fp32) the weights are their own masters.
-    states = trained * (moments + 4 if stage and width == 2 else moments)
+    # DeepSpeed keeps masters in fp32, also of weights in fp32; without it the weights are their own masters.
+    states = trained * (moments + 4 if stage else moments)
     text = plain_model(model).config.text_config
     positions = run.batch_plan.per_device * run.training.model_max_length
     layer = positions * text.hidden_size * width
     kept = text.num_hidden_layers * layer * (1 if run.training.gradient_checkpointing else 18)
     activations = kept + 18 * layer + positions * text.vocab_size * (width + 8)
-    return {
+    sizes = {
         "weights": weights / (ranks if stage >= 3 else 1),
-        "gradients": gradients / (ranks if stage >= 2 else 1),
+        "gradients": trained * 4 / (ranks if stage >= 2 else 1),  # accumulated in fp32
         "optimizer states": states / (ranks if stage >= 1 else 1),
         "activations": activations,
     }
+    offloaded = {"offload_param": ["weights"], "offload_optimizer": ["gradients", "optimizer states"]}
+    moved = [name for key, names in offloaded.items() if zero.get(key, {}).get("device") == "cpu" for name in names]
+    if moved:
+        sizes["CPU memory"] = sum(sizes.pop(name) for name in moved)
+    return sizes
 
 
 def format_memory(estimate: dict[str, float], run: RunArguments) -> str:
     """Returns the estimate as a table."""
     stage = zero_stage(run.training.deepspeed)
+    on_gpu = {name: size for name, size in estimate.items() if name != "CPU memory"}
     half = "bf16" if run.training.bf16 else "fp16" if run.training.fp16 else "fp32 (--bf16 True shows that of a GPU)"
     zero = f"ZeRO-{stage}" if stage else "no ZeRO"
     head = f"memory per rank (estimate; {run.batch_plan.ranks} rank(s), {zero}, {half})"
-    lines = [head, *(f"  {name:<18}{size / GIB:>10.2f} GiB" for name, size in estimate.items())]
-    lines.append(f"  {'sum':<18}{sum(estimate.values()) / GIB:>10.2f} GiB")
+    lines = [head, *(f"  {name:<18}{size / GIB:>10.2f} GiB" for name, size in on_gpu.items())]
+    lines.append(f"  {'sum':<18}{sum(on_gpu.values()) / GIB:>10.2f} GiB")
+    if "CPU memory" in estimate:
+        lines.append(f"  {'CPU memory':<18}{estimate['CPU memory'] / GIB:>10.2f} GiB")
     return "\n".join(lines)
 
 
