@@ -1,5 +1,6 @@
 """What a step cost and how fast it went: tokens, padding, floating-point operations, and their share of the peak."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from llava_sp.constants import IGNORE_INDEX
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.quantization import count
-from llava_sp.model.trainable import part_modules, plain_model, trainable_parameter_groups
+from llava_sp.model.spatial.projector import LlavaSPProjector
+from llava_sp.model.trainable import part_modules, plain_model
 
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,
@@ -27,15 +31,21 @@ PEAK_BF16_FLOPS = {
     "L40S": 362e12,
     "L40": 181e12,
     "L4": 121e12,
-    "4090": 165e12,
-    "3090": 71e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
 }
 """Dense bf16 matrix peak of one GPU in FLOP/s from its maker's data sheet; the first name that fits counts."""
+
+SLOWER = {"NVL", "MIG", "Laptop", "D"}
+"""Words in the name of a GPU, or of a part of one, that is slower than its namesake in the table."""
 
 
 def peak_flops(device_name: str) -> float | None:
     """Returns a GPU's dense bf16 peak in FLOP/s, None if it is not in the table."""
-    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device_name), None)
+    words = set(re.split(r"[ -]", device_name))
+    if words & SLOWER:
+        return None
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if words.issuperset(name.split())), None)
 
 
 def count_supervised(labels: torch.Tensor) -> torch.Tensor:
@@ -48,7 +58,8 @@ class FlopCounter:
 
     A matrix of P parameters costs 2P per token in the forward pass, 2P more where gradients pass through it to earlier
     layers, and 2P more where it learns. Attention adds 4LHS and twice that backward (L layers, H width, S length), as
-    PaLM counts (arXiv 2204.02311, appendix B). The tower runs forward only; each spatial kernel meets each image once.
+    PaLM counts (arXiv 2204.02311, appendix B). The tower runs forward only. The projector is made of parts that see an
+    image once, or by windows, or patch by patch: its forward pass is counted by PyTorch, without computing it.
     Recomputation by gradient checkpointing is not counted, so the share of the peak is MFU.
     """
 
@@ -66,16 +77,10 @@ class FlopCounter:
         self._per_token_and_length = 12 * text.num_hidden_layers * text.hidden_size
         patches = plain.config.grid_side**2
         tower = sum(p.numel() for p in _matrices(parts["vision_tower"]))
-        width, hidden = plain.config.feature_channels, text.hidden_size
-        patch_projector = width * hidden + hidden * hidden
-        # PEFT keeps the projector's original beside its trained copy; what learns is there once.
-        trained = [p for _, p in trainable_parameter_groups(model).get("projector", [])]
-        projector = sum(p.numel() for p in trained if p.ndim >= 2)
         self._per_image = (
             2 * tower * patches
             + 4 * vision.num_hidden_layers * vision.hidden_size * patches**2
-            + 6 * (projector - patch_projector)
-            + 6 * patch_projector * patches
+            + 3 * _projector_flops(plain.config)
         )
 
     def batch(self, tokens: int, length: int, images: int) -> float:
@@ -87,6 +92,13 @@ class FlopCounter:
             images: Number of images; for AnyRes of their views.
         """
         return float(tokens * (self._per_token + self._per_token_and_length * length) + images * self._per_image)
+
+
+def _projector_flops(config: LlavaSPConfig) -> int:
+    """Counts the operations of the projector's forward pass on one image."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        LlavaSPProjector(config)(torch.empty(1, config.grid_side**2, config.feature_channels))
+    return counted.get_total_flops()
 
 
 def _matrices(modules: Sequence[nn.Module]) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ from llava_sp.train.metrics import FlopCounter, peak_flops
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "finetune_lora"])
-@pytest.mark.parametrize("variant", ["cropping_no_dfi", "none"])
+@pytest.mark.parametrize("variant", ["cropping_no_dfi", "cropping", "transformer", "none"])
 def test_the_formula_agrees_with_pytorch(stage, variant, tiny_parts):
     model, _ = loading.build(*map(str, tiny_parts), variant=variant, overrides={"sfe_channels": 256})
     if stage == "finetune_lora":
@@ -33,4 +33,7 @@ def test_peaks_are_told_from_names():
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("A GPU of another maker") is None
+    assert peak_flops("NVIDIA GeForce RTX 4090") == 165e12
+    for other in ("A GPU of another maker", "NVIDIA H100 NVL", "NVIDIA RTX A4000", "NVIDIA RTX A1000", "NVIDIA A400",
+                  "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-80GB MIG 3g.40gb"):  # fmt: skip
+        assert peak_flops(other) is None
