@@ -25,6 +25,7 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "mm_use_im_start_end": ((False,), "images are marked by <image> alone"),
     "freeze_mm_mlp_adapter": ((False,), "the projector learns in both stages"),
     "lora_bias": (("none",), "LoRA tunes no biases"),
+    "label_smoothing_factor": ((0.0,), "transformers smooths this model's loss without shifting the labels by one"),
     "neftune_noise_alpha": ((None,), "noise on the embeddings would break exact resumption"),
 }
 """Arguments of which some values only are supported: these, and why."""

@@ -253,6 +253,7 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--learning_rate -1", "learning_rate -1"),
         ("--learning_rate nan", "learning_rate nan"),
         ("--seed -1", "seed -1"),
+        ("--label_smoothing_factor 0.1", r"label_smoothing_factor 0\.1: only 0\.0 is supported"),
         ("--warmup_ratio 3", "warmup_ratio 3"),
         ("--evaluation_strategy steps", "eval_data_path"),
         ("--load_best_model_at_end", "load_best_model_at_end"),
