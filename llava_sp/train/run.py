@@ -126,7 +126,9 @@ def finish(trainer: LlavaSPTrainer, folder: Path, metrics: dict[str, Any], *, st
             out(f"stopped after step {step} of {last}, as asked; the same command without it continues from {folder}")
         return
     if trainer.eval_dataset is not None:
-        metrics = {**metrics, **trainer.evaluate()}
+        told = [line for line in trainer.state.log_history if "eval_loss" in line and line["step"] == step]
+        held_out = told[-1] if told else trainer.evaluate()
+        metrics.update({name: value for name, value in held_out.items() if name.startswith("eval_")})
     trainer.save_model()
     trainer.save_state()
     trainer.wait_for_all()

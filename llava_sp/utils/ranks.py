@@ -12,6 +12,9 @@ from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
+CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""Signals by which a process ends itself."""
+
 
 def rank() -> int:
     """Number of this process among those of the run, from 0, as the launcher set it."""
@@ -83,7 +86,8 @@ def run_torchrun(arguments: list[str], *, mend: str) -> int:
     except ChildFailedError as error:
         failed, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise UserError(f"Rank {failed} was ended by {name} from outside. {mend}") from None
+            ended = signal.Signals(-failure.exitcode)
+            how = "crashed with" if ended in CRASHES else "was ended from outside by"
+            raise UserError(f"Rank {failed} {how} {ended.name}. {mend}") from None
         return failure.exitcode
     return 0

@@ -47,6 +47,18 @@ def test_a_run_may_be_continued_from_an_earlier_checkpoint(flags: list[str], tmp
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_whose_last_step_is_saved_already_tells_the_loss_of_all(flags: list[str], tmp_path: Path) -> None:
+    output = [*flags, "--output_dir", str(tmp_path / "out")]
+    train(output, ranks=1)
+    losses = [json.loads((tmp_path / "out" / "metrics.json").read_text())["train_loss"]]
+    (tmp_path / "out" / "metrics.json").unlink()
+    train(output, ranks=1)
+    losses.append(json.loads((tmp_path / "out" / "metrics.json").read_text())["train_loss"])
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    expected = sum(line["loss"] for line in history if "loss" in line) / 6
+    assert losses == pytest.approx([expected, expected])
+
+
 def test_another_runs_folder_is_refused(flags: list[str], tmp_path: Path) -> None:
     output = ["--output_dir", str(tmp_path / "out")]
     train([*flags, *output, "--stop_after_steps", "1"], ranks=1)
@@ -68,6 +80,7 @@ def test_held_out_loss_is_logged(flags: list[str], tmp_path: Path) -> None:
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     losses = {line["step"]: line["eval_loss"] for line in history if "eval_loss" in line}
     assert set(losses) == {3, 6}
+    assert sum("eval_loss" in line for line in history) == 2  # the last step is not evaluated twice
     assert losses[6] < losses[3]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval_loss"] == pytest.approx(losses[6])
 
