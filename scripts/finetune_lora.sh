@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Stage 2 by LoRA at 7B, from stage 1's result. Flags pass through and win over configs/train/finetune_lora.yaml:
 #   bash scripts/finetune_lora.sh --per_device_train_batch_size 8 --output_dir checkpoints/mine
-#   bash scripts/finetune_lora.sh configs/ablations/tokens_12.yaml --dry_run
+#   bash scripts/finetune_lora.sh --init_from checkpoints/pretrain-pooling --dry_run
+# The checkpoint to start from says which LLM, vision tower and variant it is.
 #   bash scripts/finetune_lora.sh --bits 4        QLoRA; with configs/train/small_gpu.yaml in its place for one GPU of 24 GB
 # All GPUs of this machine are used; --nproc_per_node N takes fewer, see 'python -m llava_sp.train.launch --help'.
 set -euo pipefail
