@@ -8,7 +8,6 @@ Shapes: B batch, L sequence, V rows of the vocabulary.
 """
 
 import hashlib
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -26,9 +24,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.data.conversation import Template
-from llava_sp.data.images import decode_image, load_image
+from llava_sp.eval.batches import Asked, Pixels, batch_inputs, load_pixels, prompt_ids
 from llava_sp.eval.questions import Question
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
@@ -36,12 +33,6 @@ from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
-
-Pixels = dict[str, torch.Tensor]
-"""What the image processor makes of images; nothing without an image."""
-
-Asked = tuple[Question, list[int], Pixels]
-"""A question, its prompt, and its image."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -139,14 +130,18 @@ def generate_answers(
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
     def load_images(batch: list[Question]) -> list[Pixels | Failure]:
-        return [_load_pixels(question, image_folder, processor) for question in batch]
+        loaded: dict[str | bytes | None, Pixels | Failure] = {}
+        for question in batch:
+            if question.image not in loaded:
+                try:
+                    loaded[question.image] = load_pixels(question, image_folder, processor)
+                except UserError as error:
+                    loaded[question.image] = Failure(str(error))
+        return [loaded[question.image] for question in batch]
 
     def answer(asked: Sequence[Asked]) -> list[str] | None:
-        seeds = [_seed(settings.seed, question) for question, _, _ in asked]
-        images = _join([pixels for _, _, pixels in asked if pixels])
-        prompts = [prompt for _, prompt, _ in asked]
         try:
-            return _generate(model, processor, prompts, images, template, settings, seeds)
+            return _generate(model, processor, asked, template, settings)
         except torch.OutOfMemoryError:
             return None
 
@@ -176,31 +171,28 @@ def generate_answers(
 
 
 def by_length(questions: Iterable[Question]) -> list[Question]:
-    """Orders questions so that like stands beside like, which costs little padding.
+    """Orders questions so that those about one image stand together, and like beside like, which costs little padding.
 
     The longest come first: what does not fit into memory shows at once.
     """
-    return sorted(questions, key=lambda question: (question.image is not None, len(question.text)), reverse=True)
+    groups: dict[str | bytes | None, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.image, []).append(question)
+    for group in groups.values():
+        group.sort(key=lambda question: len(question.text), reverse=True)
+    ordered = sorted(groups.values(), key=lambda group: (group[0].image is not None, len(group[0].text)), reverse=True)
+    return [question for group in ordered for question in group]
 
 
-def _load_pixels(question: Question, image_folder: str | Path, processor: LlavaSPProcessor) -> Pixels | Failure:
-    """Returns what the image processor makes of a question's image, as a batch of one."""
-    if question.image is None:
-        return {}
-    try:
-        if isinstance(question.image, bytes):
-            image = decode_image(io.BytesIO(question.image), f"The image of question {question.id!r}")
-        else:
-            image = load_image(image_folder, question.image)
-    except UserError as error:
-        return Failure(str(error))
-    return dict(processor.image_processor(image, return_tensors="pt"))
-
-
-def _join(images: list[Pixels]) -> Pixels:
-    """Joins single images to a batch; where AnyRes sees one in fewer views than another, zeros fill up."""
-    names = images[0] if images else ()
-    return {name: pad_sequence([image[name][0] for image in images], batch_first=True) for name in names}
+def share_of(questions: Iterable[Question], rank: int, ranks: int) -> list[Question]:
+    """Returns a rank's share of questions; the shares take equally long, and an image's questions stay together."""
+    images: dict[object, int] = {}
+    share = []
+    for question in by_length(questions):
+        key = question.key if question.image is None else question.image
+        if images.setdefault(key, len(images)) % ranks == rank:
+            share.append(question)
+    return share
 
 
 def _prompt_or_failure(
@@ -217,55 +209,18 @@ def _prompt_or_failure(
     return prompt
 
 
-def prompt_ids(
-    question: Question, processor: LlavaSPProcessor, template: Template, image_size: tuple[int, ...] | None = None
-) -> list[int]:
-    """Renders a question up to where the answer begins; the image goes first, as LLaVA has it.
-
-    Args:
-        question: The question.
-        processor: The model's processor.
-        template: The conversation to ask in.
-        image_size: For AnyRes: the image's height and width in pixels.
-
-    Raises:
-        UserError: The conversation has no place for such a question.
-    """
-    try:
-        ids = template.render_prompt(as_turns(question), processor.tokenizer, processor.image_token_id)
-    except UserError as error:
-        raise UserError(f"Question {question.id!r} cannot be asked: {error}") from error
-    count = processor.num_image_tokens if image_size is None else processor.num_image_tokens_of(*image_size)
-    repeats = {processor.image_token_id: count}
-    return [copy for token in ids for copy in [token] * repeats.get(token, 1)]
-
-
-def as_turns(question: Question) -> list[dict[str, str]]:
-    """Returns a question as a conversation that awaits its first answer."""
-    text = question.text if question.image is None else f"{IMAGE_TOKEN}\n{question.text}"
-    return [{"from": "human", "value": text}]
-
-
 def _generate(
     model: LlavaSPForCausalLM,
     processor: LlavaSPProcessor,
-    prompts: list[list[int]],
-    images: Pixels,
+    asked: Sequence[Asked],
     template: Template,
     settings: GenerationSettings,
-    seeds: list[int],
 ) -> list[str]:
-    """Continues prompts [B, of several lengths] about images, in their order; returns the texts."""
+    """Continues the prompts of a batch; returns the texts."""
     tokenizer = processor.tokenizer
-    length = max(len(prompt) for prompt in prompts)
-    padded = [[tokenizer.pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    inputs = {
-        "input_ids": torch.tensor(padded, device=model.device),
-        "attention_mask": torch.tensor(mask, device=model.device),
-    }
-    for name, values in images.items():
-        inputs[name] = values.to(model.device, model.dtype if values.is_floating_point() else None)
+    seeds = [_seed(settings.seed, question) for question, _, _ in asked]
+    inputs = batch_inputs(model, processor, asked, share=settings.num_beams == 1)
+    length = inputs["input_ids"].shape[1]
 
     # A beam search can only sample from PyTorch's global generator.
     beam_sampling = settings.temperature > 0 and settings.num_beams > 1

@@ -10,8 +10,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from llava_sp.data.conversation import get_template
+from llava_sp.eval.batches import as_turns
 from llava_sp.eval.benchmarks.base import Benchmark
-from llava_sp.eval.inference import as_turns
 from llava_sp.eval.questions import Question
 from llava_sp.model.card import package_versions
 from llava_sp.model.loading import read_card

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from llava_sp.eval.answering import Respondent, report_failures, what_decides_the_answers
 from llava_sp.eval.answers import AnswersFile
 from llava_sp.eval.benchmarks.base import Benchmark, Scores, item_key, mean
-from llava_sp.eval.inference import by_length
+from llava_sp.eval.inference import share_of
 from llava_sp.eval.provenance import checkpoint_digest, describe
 from llava_sp.eval.questions import Question, check_images
 from llava_sp.model.parts import absolute
@@ -123,8 +123,7 @@ def _prepare_together(benchmarks: Sequence[Benchmark], options: argparse.Namespa
 
 def _answer_share(job: Job, respondent: Respondent, options: argparse.Namespace) -> None:
     """Answers this rank's share of what has no answer yet, and waits for the others."""
-    # Every so-manieth by length: the shares take equally long.
-    share = by_length(job.answers.remaining(job.asked))[rank() :: world_size()]
+    share = share_of(job.answers.remaining(job.asked), rank(), world_size())
     respondent.answer(
         share,
         job.answers,

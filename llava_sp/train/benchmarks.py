@@ -11,7 +11,7 @@ from llava_sp.data.conversation import get_template
 from llava_sp.eval.answers import Answer, Answers, record
 from llava_sp.eval.benchmarks import get_benchmark
 from llava_sp.eval.benchmarks.base import Benchmark
-from llava_sp.eval.inference import Failure, by_length, generate_answers
+from llava_sp.eval.inference import Failure, generate_answers, share_of
 from llava_sp.eval.questions import Question, check_images
 from llava_sp.model.trainable import plain_model
 from llava_sp.train.arguments import TrainArguments
@@ -90,7 +90,7 @@ class BenchmarkCallback(TrainerCallback):
                 for question, answer in generate_answers(
                     model,
                     trainer.processor,
-                    by_length(questions)[rank() :: world_size()],
+                    share_of(questions, rank(), world_size()),
                     image_folder=self.root / benchmark.folder / benchmark.images,
                     template=get_template(trainer.processor.conversation_template),
                     settings=benchmark.settings,

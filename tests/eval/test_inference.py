@@ -9,7 +9,7 @@ import torch
 
 from llava_sp.data.conversation import get_template
 from llava_sp.eval import inference
-from llava_sp.eval.inference import Failure, GenerationSettings, SeededNoise, generate_answers, prompt_ids
+from llava_sp.eval.inference import Failure, GenerationSettings, SeededNoise, generate_answers, prompt_ids, share_of
 from llava_sp.eval.questions import Question
 from llava_sp.model.loading import build, load
 from llava_sp.utils.errors import UserError
@@ -78,6 +78,32 @@ def test_images_of_several_tiles_are_answered_batched_as_one_by_one(tiny_parts, 
     ]
     assert not any(isinstance(answer, Failure) for answer in answers[0].values())
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_what_questions_about_one_image_share_is_computed_once(loaded, ask):
+    texts = ["What is it?", "Is it red?", "Where is the big one, and what does it look like from here?", "Which?"]
+    questions = [Question(f"{image} {text}", text, image) for text in texts for image in ("a.png", "b.png", "c.png")]
+    singles = ask(GREEDY, questions)
+    images = []
+    hook = loaded[0].model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: images.append(len((args or [kwargs["pixel_values"]])[0])), with_kwargs=True
+    )
+    assert ask(GREEDY, questions, batch_size=12) == singles
+    hook.remove()
+    assert images == [3]
+    sampled = dataclasses.replace(GREEDY, temperature=0.7)
+    assert ask(sampled, questions, batch_size=8) == ask(sampled, questions)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_shares_are_a_partition_that_keeps_an_images_questions_together(ranks):
+    questions = [Question(n, "So? " * n, None if n % 5 == 0 else f"{n % 7}.png") for n in range(60)]
+    shares = [share_of(questions, rank, ranks) for rank in range(ranks)]
+    assert sorted(question.id for share in shares for question in share) == list(range(60))
+    for image in {question.image for question in questions} - {None}:
+        assert sum(any(question.image == image for question in share) for share in shares) == 1
+    if ranks <= 3:
+        assert max(map(len, shares)) < 2 * min(map(len, shares))
 
 
 def test_the_image_and_not_only_the_question_decides(ask):
