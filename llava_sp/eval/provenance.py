@@ -70,6 +70,7 @@ def describe(
         told = {name: getattr(card, name) for name in ("stage", "parts", "fingerprint", "details")}
     return {
         "settings": settings,
+        "data_folder": str(root.resolve()),
         "template": {"name": template.name, "example": template.prompt_text(as_turns(question))},
         "data_sha256": {name: sha256_file(path) for name, path in files.items() if path and path.is_file()},
         "checkpoint": told,

@@ -63,6 +63,19 @@ class Scores:
     details: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a reader of an answer wants to know beside it.
+
+    Attributes:
+        answer: What is right.
+        category: The question's category, as in `Scores.categories` where each question has one.
+    """
+
+    answer: str
+    category: str = ""
+
+
 class Benchmark:
     """One benchmark.
 
@@ -132,6 +145,14 @@ class Benchmark:
                 stop at them too, or there is no score without the benchmark's server.
         """
         raise UserError(f"{self.title} is scored by its server; hand in the file that is written here.")
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """Returns what is right by `item_key`; nothing where the benchmark's files do not say.
+
+        Raises:
+            UserError: A file is missing or broken.
+        """
+        return {}
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes the file that the benchmark's server, or its own evaluator, takes.

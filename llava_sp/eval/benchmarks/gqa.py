@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, STOPS, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, STOPS, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_text
 
@@ -30,15 +30,7 @@ class Gqa(Benchmark):
 
     def score(self, answers: Answers, root: Path, *, strict: bool = False, reviews: Path | None = None) -> Scores:
         """See `Benchmark.score`; the categories are the structural types."""
-        path = self.path(root, TRUTHS)
-        try:
-            truths = {
-                key: (row["answer"], row["types"]["structural"])
-                for key, row in read_json(path).items()
-                if row["isBalanced"]
-            }
-        except (AttributeError, TypeError, KeyError):
-            raise UserError(f"{path} does not hold GQA's questions with answers.") from None
+        truths = self._truths(root)
         found, notes = self.align(answers, truths, strict=strict)
         if not strict:
             self.need_all(truths, found, STOPS)
@@ -59,10 +51,26 @@ class Gqa(Benchmark):
             notes=dict(notes),
         )
 
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        return {item_key(key): Expected(truth, kind) for key, (truth, kind) in self._truths(root).items()}
+
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes `[{"questionId", "prediction"}]`, which GQA's own `eval.py` takes."""
         rows = [{"questionId": answer.question_id, "prediction": prediction(answer.text)} for answer in answers]
         write_text(output, json.dumps(rows))
+
+    def _truths(self, root: Path) -> dict[str, tuple[str, str]]:
+        """Returns the answer and the structural type of each question."""
+        path = self.path(root, TRUTHS)
+        try:
+            return {
+                key: (row["answer"], row["types"]["structural"])
+                for key, row in read_json(path).items()
+                if row["isBalanced"]
+            }
+        except (AttributeError, TypeError, KeyError):
+            raise UserError(f"{path} does not hold GQA's questions with answers.") from None
 
 
 def prediction(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llava_sp.eval.answers import Answer, Answers
-from llava_sp.eval.benchmarks.base import MODEL_VQA, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import MODEL_VQA, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.benchmarks.judge import Judge
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, read_json_lines
@@ -77,6 +77,15 @@ class LlavaBench(Benchmark):
             notes=dict(+notes),
             details={"judge": judge.name, "system_message": "our own wording" if own else "system.txt"},
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        asked = read_json_lines(self.path(root, self.question_file), ("question_id", "category"))
+        theirs = {str(row["question_id"]): row["text"] for row in self._theirs(root)}
+        return {
+            item_key(row["question_id"]): Expected(theirs.get(str(row["question_id"]), ""), row["category"])
+            for row in asked
+        }
 
     def _by_position(self, asked: list[Row], answers: Answers, root: Path) -> list[tuple[Row, str, str]]:
         """Puts questions beside GPT-4's answers and ours as they come, up to the end of the shortest file."""

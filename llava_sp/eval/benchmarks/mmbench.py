@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_sp.eval.answers import Answer, Answers
-from llava_sp.eval.benchmarks.base import MODEL_VQA, NOT_WRITTEN, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import MODEL_VQA, NOT_WRITTEN, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.questions import Question
 from llava_sp.eval.tables import LETTERS, is_missing, options_of, read_mmbench, read_tsv
 from llava_sp.utils.errors import UserError
@@ -85,6 +85,13 @@ class MmBench(Benchmark):
             "find none: none is wrong. Right in every order of the options; a missing answer is wrong.",
             notes=dict(+notes),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        if self.scored == "server":
+            return {}
+        rows = self._rows(root, ("index", "answer", "category"))
+        return {item_key(row["index"]): Expected(row["answer"], row["category"]) for row in rows}
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes the server's table: some of the columns, and `prediction`; of test, every question must have one."""

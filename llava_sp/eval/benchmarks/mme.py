@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from llava_sp.eval.answers import Answer, Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, SHORT_PROMPT, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, SHORT_PROMPT, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import write_text
 
@@ -68,6 +68,15 @@ class Mme(Benchmark):
             rule=f"yes or no among the first four letters; accuracy + accuracy of pairs, x 100; pairs {pairing}.",
             notes={name: count for name, count in notes.items() if count},
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        truths = self._truths(root)
+        asked = [Answer(question.id, question.prompt, "", {}) for question in self.questions(root)]
+        return {
+            item_key(*question.key): Expected("Yes" if truths[key] else "No", key[0])
+            for key, question in self._given(asked, truths)
+        }
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes a folder with a text file for each category, which MME's own `calculation` takes."""

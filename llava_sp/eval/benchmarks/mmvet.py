@@ -8,7 +8,17 @@ from typing import Any
 from tqdm import tqdm
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, MODEL_VQA, STOPS, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import (
+    EVAL_ZIP,
+    MODEL_VQA,
+    STOPS,
+    Benchmark,
+    DataFile,
+    Expected,
+    Scores,
+    item_key,
+    mean,
+)
 from llava_sp.eval.benchmarks.judge import Judge
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_json
@@ -84,6 +94,11 @@ class MmVet(Benchmark):
             notes=dict(+notes),
             details={"judge": judge.name, "prompt": told if instruction != OWN_PROMPT else "our own wording"},
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        truths = self._truths(root)
+        return {item_key(key.removeprefix("v1_")): Expected(truth["answer"]) for key, truth in truths.items()}
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes `{"v1_ID": text}`, which MM-Vet's own evaluator takes."""

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from llava_sp.eval.answers import Answer, Answers
-from llava_sp.eval.benchmarks.base import Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.inference import GenerationSettings
 from llava_sp.eval.questions import Question
 from llava_sp.eval.tables import LETTER_PROMPT
@@ -65,6 +65,13 @@ class Mmvp(Benchmark):
             f"{', '.join(map(str, SWAPPED))} the right way round (_corrected).",
             notes=dict(notes),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        return {
+            item_key(index): Expected(f"{key.upper()}. {options['ab'.index(key)]}")
+            for index, (_, options, key) in self._rows(root).items()
+        }
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes the lines that MMVP's own grader takes, a language model: question, key and response."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_sp.eval.answers import Answer, Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, SHORT_PROMPT, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, SHORT_PROMPT, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json_lines
 
@@ -61,6 +61,16 @@ class Pope(Benchmark):
             notes=dict(+notes),
         )
 
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        asked = read_json_lines(self.path(root, self.question_file), ("question_id", "image", "text", "category"))
+        labels = {}
+        for category in CATEGORIES:
+            for row in read_json_lines(self.path(root, f"coco/coco_pope_{category}.json"), ("image", "text", "label")):
+                labels[category, row["image"], row["text"]] = row["label"]
+        told = {row["question_id"]: (row["category"], row["image"], _bare(row["text"])) for row in asked}
+        return {item_key(key): Expected(labels.get(about, ""), about[0]) for key, about in told.items()}
+
 
 def says_yes(text: str) -> bool:
     """Reads an answer as LLaVA does: what does not say no says yes."""
@@ -73,13 +83,17 @@ def _by_id(found: dict[str, Answer], asked: list[Row], rows: list[Row]) -> tuple
     ids, said, labels = [], [], []
     for row in asked:
         key = str(row["question_id"])
-        label = label_of.get((row["image"], row["text"].removesuffix(f"\n{SHORT_PROMPT}")))
+        label = label_of.get((row["image"], _bare(row["text"])))
         if label is None:
             raise UserError(f"POPE's question {key} is not among the labels of {row['category']!r}; is a file damaged?")
         ids.append(key)
         labels.append(label)
         said.append(says_yes(found[key].text) if key in found else not label)
     return ids, said, labels
+
+
+def _bare(text: str) -> str:
+    return text.removesuffix(f"\n{SHORT_PROMPT}")
 
 
 def _label(row: Row) -> bool:

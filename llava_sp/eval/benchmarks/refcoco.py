@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json_lines
@@ -76,6 +76,15 @@ class RefCoco(Benchmark):
             "training data (all_stretched: each side by its own length); a missing answer is wrong.",
             notes=dict(+notes),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        rows = self._rows(root)
+        boxes = {key: pad(row["bbox"], row["width"], row["height"]) for key, row in rows.items()}
+        return {
+            item_key(key): Expected(f"[{', '.join(f'{side:.2f}' for side in box)}]", key.partition("/")[0])
+            for key, box in boxes.items()
+        }
 
     def _rows(self, root: Path) -> dict[str, dict[str, Any]]:
         rows = {}

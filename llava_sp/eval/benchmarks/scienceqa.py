@@ -7,7 +7,7 @@ from typing import Any
 
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, MODEL_VQA, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, MODEL_VQA, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.questions import Question
 from llava_sp.eval.tables import read_science
 from llava_sp.utils.errors import UserError
@@ -66,6 +66,15 @@ class ScienceQa(Benchmark):
             rule=f"A letter, 'A. ...', or one 'The answer is A.'; all else is wrong. Questions with an image: {image}.",
             notes=dict(+notes),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        return {
+            item_key(key): Expected(
+                f"{LETTERS[problem['answer']]}. {problem['choices'][problem['answer']]}", problem.get("subject", "all")
+            )
+            for key, problem in self._problems(root).items()
+        }
 
     def _problems(self, root: Path) -> dict[str, dict[str, Any]]:
         problems_path, splits_path = self.path(root, "problems.json"), self.path(root, "pid_splits.json")

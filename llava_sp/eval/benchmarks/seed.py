@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_text
@@ -64,6 +64,14 @@ class SeedBench(Benchmark):
             rule="Exactly the letter; a missing answer is wrong.",
             notes=dict(+notes),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        rows, names = self._truths(root)
+        return {
+            item_key(row["question_id"]): Expected(row["answer"], names.get(row["question_type_id"], ""))
+            for row in rows
+        }
 
     def submission(self, answers: Answers, root: Path, output: Path) -> None:
         """Writes the leaderboard's lines `{"question_id", "prediction"}`, of videos too if there are answers to any."""

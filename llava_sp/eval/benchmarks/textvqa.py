@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, Benchmark, DataFile, Scores, item_key, mean
-from llava_sp.eval.benchmarks.vqa_accuracy import full_stops, normalise, soft_score
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, Benchmark, DataFile, Expected, Scores, item_key, mean
+from llava_sp.eval.benchmarks.vqa_accuracy import full_stops, normalise, soft_score, told_by
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json
 
@@ -65,6 +65,15 @@ class TextVqa(Benchmark):
             rule=f"M4C's evaluator as in LLaVA; {counted}. {full_stops(strict)}",
             notes=dict(+notes) | ({"missing": len(missing)} if missing else {}),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        truths = self._truths(root)
+        people = {
+            item_key(*question.key): truths.get((str(question.id), question_of(question.prompt)), [])
+            for question in self.questions(root)
+        }
+        return {key: Expected(told_by(answers)) for key, answers in people.items()}
 
     def _truths(self, root: Path) -> dict[tuple[str, str], list[str]]:
         path = self.path(root, TRUTHS)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import Benchmark, DataFile, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.inference import GenerationSettings
 from llava_sp.utils.files import read_json_lines
 from llava_sp.utils.matching import is_right
@@ -49,3 +49,8 @@ class Tiny(Benchmark):
             rule="Equal but for case, outer blanks and a final full stop; mean of the tasks.",
             notes=dict(notes),
         )
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        rows = read_json_lines(self.path(root, "annotations.jsonl"), ("question_id", "task", "answer"))
+        return {item_key(row["question_id"]): Expected(str(row["answer"]), row["task"]) for row in rows}

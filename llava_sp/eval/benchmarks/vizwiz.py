@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, NOT_WRITTEN, SHORT_PROMPT, Benchmark, DataFile, Scores
-from llava_sp.eval.benchmarks.vqa_accuracy import Truth, normalise, score_vqa
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, NOT_WRITTEN, SHORT_PROMPT, Benchmark, DataFile, Expected, Scores
+from llava_sp.eval.benchmarks.vqa_accuracy import Truth, expected_by, normalise, score_vqa
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, read_json_lines, write_text
@@ -60,11 +60,17 @@ class VizWizVal(Benchmark):
 
     def score(self, answers: Answers, root: Path, *, strict: bool = False, reviews: Path | None = None) -> Scores:
         """See `Benchmark.score`; the categories are the types of answers."""
-        truths = [
+        return score_vqa(self, answers, self._truths(root), strict=strict)
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        return expected_by(self._truths(root))
+
+    def _truths(self, root: Path) -> list[Truth]:
+        return [
             Truth(row["image"], row["answer_type"], [person["answer"] for person in row["answers"]])
             for row in self._rows(root)
         ]
-        return score_vqa(self, answers, truths, strict=strict)
 
     def _rows(self, root: Path) -> list[dict[str, Any]]:
         path = self.path(root, self.question_file)

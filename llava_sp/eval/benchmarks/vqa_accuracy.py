@@ -6,12 +6,12 @@ people's answers only in part, and not at all where they agree. TextVQA's (M4C's
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import STOPS, Benchmark, Scores, item_key, mean
+from llava_sp.eval.benchmarks.base import STOPS, Benchmark, Expected, Scores, item_key, mean
 
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
@@ -96,6 +96,16 @@ def score_vqa(benchmark: Benchmark, answers: Answers, truths: list[Truth], *, st
         rule=f"VQAv2's evaluator on answers prepared by LLaVA's m4c_evaluator. {full_stops(strict)}",
         notes=dict(notes),
     )
+
+
+def expected_by(truths: list[Truth]) -> dict[str, Expected]:
+    """Returns what people answered, for `Benchmark.expected`."""
+    return {item_key(truth.id): Expected(told_by(truth.answers), truth.category) for truth in truths}
+
+
+def told_by(people: Sequence[str]) -> str:
+    """Lists people's answers, the most frequent first, each with how many gave it."""
+    return ", ".join(f"{answer} ({count})" for answer, count in Counter(people).most_common())
 
 
 def full_stops(strict: bool) -> str:

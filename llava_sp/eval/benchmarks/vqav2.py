@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from llava_sp.eval.answers import Answers
-from llava_sp.eval.benchmarks.base import EVAL_ZIP, SHORT_PROMPT, Benchmark, DataFile, Scores
-from llava_sp.eval.benchmarks.vqa_accuracy import Truth, normalise, score_vqa
+from llava_sp.eval.benchmarks.base import EVAL_ZIP, SHORT_PROMPT, Benchmark, DataFile, Expected, Scores
+from llava_sp.eval.benchmarks.vqa_accuracy import Truth, expected_by, normalise, score_vqa
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, read_json_lines, write_text
@@ -74,12 +74,18 @@ class Vqav2Val(Benchmark):
 
     def score(self, answers: Answers, root: Path, *, strict: bool = False, reviews: Path | None = None) -> Scores:
         """See `Benchmark.score`; the categories are the types of answers."""
+        return score_vqa(self, answers, self._truths(root), strict=strict)
+
+    def expected(self, root: Path) -> dict[str, Expected]:
+        """See `Benchmark.expected`."""
+        return expected_by(self._truths(root))
+
+    def _truths(self, root: Path) -> list[Truth]:
         path = self.path(root, VAL_ANNOTATIONS)
         try:
-            truths = [
+            return [
                 Truth(row["question_id"], row["answer_type"], [person["answer"] for person in row["answers"]])
                 for row in read_json(path)["annotations"]
             ]
         except (TypeError, KeyError):
             raise UserError(f"{path} does not hold VQAv2's annotations.") from None
-        return score_vqa(self, answers, truths, strict=strict)

@@ -1,0 +1,1 @@
+"""The report on an output folder of `python -m llava_sp.eval`, and its comparison with others."""
