@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
+    CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -36,7 +36,7 @@ def write_llava_hf(parts: tuple[Path, Path], folder: Path, *, old_names: bool = 
     tokenizer = AutoTokenizer.from_pretrained(llm)
     tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
     tokenizer.pad_token = "<pad>"  # noqa: S105 - no password
-    image_processor = AutoImageProcessor.from_pretrained(tower, backend="pil")
+    image_processor = CLIPImageProcessorPil.from_pretrained(tower)
     model.save_pretrained(folder)
     LlavaProcessor(image_processor, tokenizer, PATCH_SIZE, "default", num_additional_image_tokens=1).save_pretrained(
         folder

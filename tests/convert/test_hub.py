@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
+from transformers.utils import DummyObject
 
 from llava_sp.convert.hub import to_hub
 from llava_sp.model import loading, trainable
@@ -36,6 +38,9 @@ CLASSES = {
     "AutoProcessor": "llava_sp.model.processing_llava_sp LlavaSPProcessor",
     "AutoImageProcessor": "llava_sp.model.image_processing_llava_sp LlavaSPImageProcessor",
 }
+
+if isinstance(transformers.AutoImageProcessor, DummyObject):  # in older versions of transformers, without torchvision
+    del CLASSES["AutoImageProcessor"]
 
 
 @pytest.fixture(scope="module")
