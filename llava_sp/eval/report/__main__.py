@@ -46,7 +46,7 @@ def main() -> None:
     for suffix, text in written.items():
         path = report.with_name(f"{report.name}.{suffix}")
         try:
-            # JSON can hold half a character, which no file can.
+            # An answer can hold half a character, which no file can.
             write_text(path, text.encode(errors="replace").decode())
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error

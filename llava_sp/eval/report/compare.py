@@ -105,7 +105,7 @@ def _notes(one: Result, other: Result, common: list[str], *, questions: int, sca
     apart = len(one.items) + len(other.items) - 2 * len(common)
     if apart:
         notes.append(f"{apart} scores of questions that only one of them has are left out.")
-    for what, name in (("rules", "rule"), ("judges or judge's prompts", "details")):
+    for what, name in (("rules", "rule"), ("judges or prompts", "details")):
         if one.fields.get(name) != other.fields.get(name):
             notes.append(f"Scored by different {what}.")
     if one.made_with.get("data_sha256") != other.made_with.get("data_sha256"):

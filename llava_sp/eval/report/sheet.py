@@ -17,6 +17,9 @@ from llava_sp.eval.benchmarks.base import Benchmark, Expected
 from llava_sp.eval.questions import Question
 from llava_sp.eval.report.results import Result
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 SIDE = 224
 QUALITY = 70
@@ -87,7 +90,8 @@ def _data(
         questions = {question.key: (question, root / benchmark.images) for question in asked}
         expected = benchmark.expected(root)
     except UserError as error:
-        problems.append(f"{error} Answers to {result.title} are shown without what is there.")
+        problems.append(f"{error} The answers to {result.title} are shown without what is not there.")
+        logger.warning("%s", problems[-1])
     return questions, expected, problems
 
 
@@ -105,7 +109,7 @@ def _choose(keys: Iterable[str], expected: dict[str, Expected], count: int) -> l
     """Chooses by a hash of the key, so that two models' sheets show the same questions where they can."""
     taken: Counter[str] = Counter()
     ranked = []
-    for key in sorted(keys, key=lambda key: hashlib.sha256(key.encode(errors="replace")).digest()):
+    for key in sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest()):
         category = expected[key].category if key in expected else ""
         ranked.append((taken[category], category, key))
         taken[category] += 1
