@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--questions", type=int, default=64, help="questions (default: %(default)s)")
     add("--per-image", type=int, default=4, help="questions to an image, as in the tiny world (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="questions at a time (default: %(default)s)")
-    add("--new-tokens", type=int, nargs="+", default=[4, 32, 64], help="lengths of answers (default: 4 32 64)")
+    add("--new-tokens", type=int, nargs="+", default=[4, 32], help="lengths of answers (default: 4 32)")
     add("--repeats", type=int, default=3, help="runs of each, of which the fastest counts (default: %(default)s)")
     options = parser.parse_args(arguments)
     numbers = (options.questions, options.per_image, options.batch_size, options.repeats, *options.new_tokens)
@@ -80,7 +80,7 @@ class Bench:
         random = np.random.default_rng(0)
         sides = random.integers(60, 160, (-(-options.questions // options.per_image), 2))
         self.images = [random.integers(0, 255, (*side, 3), dtype=np.uint8) for side in sides]
-        words = random.integers(3, 40, options.questions)
+        words = random.integers(2, 15, options.questions)
         self.questions = [
             Question(number, f"What is {'very ' * count}big?", f"{number // options.per_image}.png")
             for number, count in enumerate(words)
