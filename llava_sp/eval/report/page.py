@@ -25,14 +25,13 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1, h2, h3, h4 { line-height: 1.25; margin: 1.6em 0 .5em; }
 h2 { border-top: 1px solid var(--line); padding-top: 1em; }
 p, li { max-width: 48rem; overflow-wrap: anywhere; }
-a { color: inherit; }
-.dim, small { color: var(--dim); }
-.scroll { overflow-x: auto; }
+.dim { color: var(--dim); }
+.scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: bottom; }
 th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 .bars td { vertical-align: middle; }
 .track { width: min(22rem, 40vw); height: .7rem; background: var(--panel); }
 .track div { height: 100%; background: var(--bar); }
@@ -46,7 +45,7 @@ dl { margin: .4rem 0 0; }
 dt { color: var(--dim); font-size: .8rem; }
 dd { margin: 0 0 .4rem; white-space: pre-wrap; unicode-bidi: isolate; }
 summary { cursor: pointer; margin: .8rem 0; }
-pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .8rem; }
+pre { background: var(--panel); padding: .8rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -90,7 +89,7 @@ def page(outputs: list[Output], *, count: int, data_root: Path | None) -> str:
 def _section(result: Result, count: int, data_root: Path | None) -> str:
     """Writes what there is to say about one benchmark."""
     made_with = json.dumps(result.made_with, indent=2, ensure_ascii=False)
-    told = f"<details><summary>What it was made with</summary><pre>{escape(made_with)}</pre></details>"
+    told = _folded("What it was made with", f"<pre>{escape(made_with)}</pre>")
     if result.headline is None:
         return _part(result.title, _dim("Its server scores it; the file to hand in is beside the answers."), told)
     figures = [[name, f"{value:.2f}"] for name, value in result.metrics.items()]
@@ -98,8 +97,8 @@ def _section(result: Result, count: int, data_root: Path | None) -> str:
         result.title,
         f"<p>{escape(result.fields['rule'])}</p>",
         _list(f"{name}: {value}" for name, value in result.remarks.items()),
-        _table(Table(["figure", ""], figures)),
         _bars(result.categories) if result.categories else "",
+        _folded("All figures", _table(Table(["figure", ""], figures))),
         _sheet(result, count, data_root),
         told,
     )
@@ -127,8 +126,7 @@ def _sheet(result: Result, count: int, data_root: Path | None) -> str:
     right = sum(sample.right for sample in chosen)
     said = len(result.answer_to)
     summary = f"{len(chosen) - right} wrong and {right} right answers of {said}"
-    sheet = f"<details><summary>{summary}</summary>{''.join(groups)}</details>" if chosen else ""
-    return _list(problems) + sheet
+    return _list(problems) + (_folded(summary, "".join(groups)) if chosen else "")
 
 
 def _card(sample: Sample) -> str:
@@ -141,6 +139,10 @@ def _card(sample: Sample) -> str:
 
 def _part(title: str, *parts: str) -> str:
     return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *filter(None, parts), "</section>"])
+
+
+def _folded(title: str, inside: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
 
 
 def _table(table: Table) -> str:
