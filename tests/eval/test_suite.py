@@ -66,6 +66,7 @@ def test_scores_submissions_and_what_they_were_made_with(run, data, tmp_path, ca
     assert (scores["questions"], scores["failures"], scores["limit"], scores["strict"]) == (7, 0, None, False)
     made_with = scores["made_with"]
     assert made_with["settings"]["temperature"] == 0
+    assert made_with["data_folder"] == str(data)
     assert made_with["template"]["example"].endswith("USER: <image>\nWhat is in the image? ASSISTANT:")
     assert set(made_with["data_sha256"]) == {"questions.jsonl"}
     assert {"torch", "transformers", "python"} <= set(made_with["versions"])
