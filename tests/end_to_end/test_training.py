@@ -51,6 +51,11 @@ class World:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
 
+    @property
+    def watched(self) -> list[str]:
+        """Flags that have a benchmark answered while training."""
+        return ["--eval_benchmarks", "tiny", "--eval_data_root", str(self / "eval"), "--eval_benchmark_steps", "2"]
+
     def pretrain(self, output: str, *flags: str) -> subprocess.CompletedProcess[str]:
         parts = ["--model_name_or_path", str(self.llm), "--vision_tower", str(self.tower), "--sfe_channels", "8"]
         data = ["--data_path", str(self / "captions.json"), "--image_folder", str(self / "images")]
@@ -81,6 +86,12 @@ def make_data(world: World) -> None:
             del question["image"]
             question["conversations"] = [{"from": "human", "value": "What is it?"}, turns[1]]
         mix.append(question)
+    tiny = world / "eval" / "tiny"
+    tiny.mkdir(parents=True)
+    (tiny / "images").symlink_to(world / "images")
+    asked = [{"question_id": n, "image": f"{n}.png", "text": "What is it?", "task": "reading"} for n in range(5)]
+    for name in ("questions", "annotations"):
+        (tiny / f"{name}.jsonl").write_text("".join(json.dumps({**row, "answer": "red"}) + "\n" for row in asked))
     (world / "captions.json").write_text(json.dumps(captions))
     (world / "mix.json").write_text(json.dumps(mix))
     broken = [{**record, "image": "gone.png"} if record["id"] == "question17" else record for record in mix]
@@ -93,7 +104,7 @@ def world(tiny_parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     world = World(tmp_path_factory.mktemp("world"), *tiny_parts)
     make_data(world)
     assert_ok(world.pretrain("pretrain"))
-    assert_ok(world.tune("lora"))
+    assert_ok(world.tune("lora", *world.watched))
     return world
 
 
@@ -106,6 +117,12 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     timed = ("tokens_per_second", "samples_per_second")
     return [{name: value for name, value in line.items() if name not in timed} for line in history if "loss" in line]
+
+
+def scores_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log that hold a benchmark's scores."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [line for line in history if "eval_tiny_mean" in line]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -135,11 +152,12 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(world: World, stage:
     """Three steps an epoch, cut after the fourth: in the second epoch, with dropout and mixed modality in stage 2."""
     start = world.pretrain if stage == "pretrain" else world.tune
     again = f"{stage}_interrupted"
-    first = start(again, "--stop_after_steps", "4")
+    watched = world.watched if stage == "lora" else []
+    first = start(again, *watched, "--stop_after_steps", "4")
     assert_ok(first)
     assert "stopped after step 4 of 6" in first.stdout
     assert not (world / again / "metrics.json").exists()
-    second = start(again)
+    second = start(again, *watched)
     assert_ok(second)
     assert "checkpoint-4" in second.stdout
     expected, found = tensors_of(world / stage), tensors_of(world / again)
@@ -148,6 +166,9 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(world: World, stage:
     different = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert not different
     assert steps_of(world / again) == steps_of(world / stage)
+    if watched:
+        assert [line["step"] for line in scores_of(world / stage)] == [2, 4, 6]
+        assert scores_of(world / again) == scores_of(world / stage)
 
 
 def test_every_checkpoint_is_loaded_by_its_path_alone_and_says_what_it_is(world: World) -> None:
