@@ -73,7 +73,7 @@ def evaluate(benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> bo
             if is_main():
                 try:
                     _conclude(job, options)
-                except UserError as error:
+                except (UserError, OSError) as error:
                     reasons[job.benchmark.name] = str(error)
                 _summarise(options, reasons)
         if is_main():

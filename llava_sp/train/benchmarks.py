@@ -17,7 +17,10 @@ from llava_sp.model.trainable import plain_model
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
 from llava_sp.utils.ranks import in_group, rank, world_size
+
+logger = get_logger(__name__)
 
 
 def choose_benchmarks(names: str) -> list[Benchmark]:
@@ -71,7 +74,11 @@ class BenchmarkCallback(TrainerCallback):
         for benchmark, questions in self.questions:
             answers = self._answer(benchmark, questions)
             strict = len(answers) < len(questions)
-            scores = benchmark.score(answers, self.root / benchmark.folder, strict=strict)
+            try:
+                scores = benchmark.score(answers, self.root / benchmark.folder, strict=strict)
+            except UserError as error:  # the same on all ranks, and no reason to lose a training
+                logger.warning("No score for %s: %s", benchmark.name, error)
+                continue
             prefix = f"eval_{benchmark.name}"
             logs[f"{prefix}_{scores.headline}"] = scores.metrics[scores.headline]
             logs |= {f"{prefix}_{name}": value for name, value in scores.categories.items()}

@@ -1,6 +1,7 @@
 """Benchmarks while training: scored and logged as by the suite, and nothing of the training is changed by them."""
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,17 @@ def test_what_cannot_be_answered_is_counted(tiny_parts: Parts, data_root: Path, 
     (data_root / "tiny" / "images" / "0.png").write_bytes(b"no image")
     trainer = train(tiny_parts, tmp_path / "run", data_root)
     assert [line["eval_tiny_missing"] for line in trainer.state.log_history if "eval_tiny_mean" in line] == [1, 1]
+
+
+def test_a_benchmark_without_any_answer_does_not_stop_the_training(
+    tiny_parts: Parts, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("llava_sp"), "propagate", True)
+    for image in (data_root / "tiny" / "images").iterdir():
+        image.write_bytes(b"no image")
+    trainer = train(tiny_parts, tmp_path / "run", data_root)
+    assert trainer.state.global_step == 3
+    assert "No score for tiny: The answers are not to" in caplog.text
 
 
 @pytest.mark.parametrize(
