@@ -11,7 +11,8 @@ from transformers import BitsAndBytesConfig
 import llava_sp
 from llava_sp import LlavaSPForCausalLM
 from llava_sp.model import loading, trainable
-from llava_sp.model.quantization import count
+from llava_sp.model.quantization import count, quantization_config
+from llava_sp.playground.base_models import SHIPPED
 from llava_sp.utils.errors import UserError
 from tests.model.test_loading import build, example, perturb_trainable
 
@@ -71,6 +72,13 @@ def test_4_bit_layers_compute_in_the_models_type(folders: dict[str, Path]) -> No
         model, _ = llava_sp.load(folders[kind], quantization="4bit", dtype=torch.bfloat16)
         types = {module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")}
         assert types == {model.dtype} == {torch.bfloat16}
+
+
+def test_layers_of_any_width_work_in_4_bits() -> None:
+    parts = str(SHIPPED / "llm"), str(SHIPPED / "vision_tower")  # 344 wide inside, no multiple of 32
+    model, _ = loading.build(*parts, quantization_config=quantization_config("4bit"))
+    with torch.inference_mode():
+        assert model(**example(model)).logits.isfinite().all()
 
 
 def test_from_pretrained_takes_transformers_settings(folders: dict[str, Path]) -> None:
