@@ -47,8 +47,8 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "compute_dtype")]
     for layer in layers:
         layer.compute_dtype = dtype
-        if layer.out_features % 32:  # bitsandbytes' fastest kernel for CPUs stops at such a layer; its other one works
-            layer.support_avx512bf16_for_cpu = False
+        if layer.out_features % 32 or layer.in_features % 64:
+            layer.support_avx512bf16_for_cpu = False  # bitsandbytes' fastest kernel for CPUs stops at such a layer
 
 
 def count(parameter: nn.Parameter) -> int:
