@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModel
 
 from llava_sp.model.parts import load_tokenizer
 from llava_sp.playground.base_models import LLM, RECIPE, SENTENCE, SHIPPED, TOWER, build_base, check_files, check_gates
@@ -54,7 +54,7 @@ def test_transformers_loads_them_by_its_auto_classes():
     ids = tokenizer("Is there a circle?", return_tensors="pt").input_ids
     assert llm(ids).logits.shape == (1, ids.shape[1], len(tokenizer))
     tower = AutoModel.from_pretrained(SHIPPED / TOWER)
-    settings = AutoImageProcessor.from_pretrained(SHIPPED / TOWER, backend="pil")
+    settings = CLIPImageProcessorPil.from_pretrained(SHIPPED / TOWER)
     assert settings.crop_size["height"] == tower.config.image_size == 72
     assert all(parameter.dtype == torch.float32 for parameter in [*llm.parameters(), *tower.parameters()])
 
