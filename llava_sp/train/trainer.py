@@ -1,6 +1,5 @@
 """Hugging Face's Trainer, with what LLaVA-SP needs of its own: order, learning rates, checks, and what is saved."""
 
-import math
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -202,9 +201,9 @@ class LlavaSPTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._group_rates)
             logs.update(self.meter.report())
-        if "train_loss" in logs:
+        if "train_loss" in logs and (mean := mean_loss(self.state.log_history)) is not None:
             # Of the whole run: Trainer knows only what this process did of it, which after the last step is nothing.
-            logs["train_loss"] = mean_loss(self.state.log_history)
+            logs["train_loss"] = mean
         super().log(logs, start_time)
 
     # ---- checkpoints ----
@@ -250,12 +249,15 @@ class LlavaSPTrainer(Trainer):
             dist.barrier()
 
 
-def mean_loss(history: list[dict[str, float]]) -> float:
-    """Returns the mean loss over the steps that a log tells of; each of its lines is the mean since the one before."""
+def mean_loss(history: list[dict[str, float]]) -> float | None:
+    """Returns the mean loss over the steps that a log tells of; each of its lines is the mean since the one before.
+
+    `None` for a run so short that no line was written.
+    """
     lines = [(line["step"], line["loss"]) for line in history if "loss" in line]
     steps = [step for step, _ in lines]
     parts = [(step - before) * loss for before, (step, loss) in zip([0, *steps], lines, strict=False)]
-    return sum(parts) / steps[-1] if steps else math.nan
+    return sum(parts) / steps[-1] if steps else None
 
 
 def user_error(error: Exception) -> UserError:

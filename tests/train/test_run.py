@@ -59,6 +59,11 @@ def test_a_run_whose_last_step_is_saved_already_tells_the_loss_of_all(flags: lis
     assert losses == pytest.approx([expected, expected])
 
 
+def test_a_run_shorter_than_its_logging_interval_has_a_loss_too(flags: list[str], tmp_path: Path) -> None:
+    train([*flags, "--output_dir", str(tmp_path / "out"), "--logging_steps", "100"], ranks=1)
+    assert 0 < json.loads((tmp_path / "out" / "metrics.json").read_text())["train_loss"] < 20
+
+
 def test_another_runs_folder_is_refused(flags: list[str], tmp_path: Path) -> None:
     output = ["--output_dir", str(tmp_path / "out")]
     train([*flags, *output, "--stop_after_steps", "1"], ranks=1)
