@@ -37,6 +37,7 @@ from llava_sp.data.conversation import get_template
 from llava_sp.model import parts
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.image_processing_llava_sp import ImageAspectRatio
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
@@ -121,15 +122,7 @@ def import_official(
             projector = initialise(config, dtype, seed) | projector
         tensors |= {f"{PROJECTOR}{name}": tensor for name, tensor in projector.items()}
 
-        template = get_template(conversation_template)
-        processor = parts.make_processor(
-            config,
-            tokenizer,
-            tower_home,
-            image_aspect_ratio=_aspect_ratio(source.config),
-            conversation_template=template.name,
-            chat_template=template.chat_template(),
-        )
+        processor = _processor(source, config, tokenizer, tower_home, conversation_template)
         details = {"imported_from": str(checkpoint), "initialised": report.initialised, "left_over": report.left_over}
         card = describe(config, processor, stage="import", details=details)
         generation = _generation_config(source.llm, text_config)
@@ -137,6 +130,20 @@ def import_official(
         if verify:
             report.agreement = verify_import(source, tower_home, folder, dtype, without_spatial=variant is not None)
     return report
+
+
+def _processor(
+    source: Source, config: LlavaSPConfig, tokenizer: PreTrainedTokenizerBase, tower_home: str, template_name: str
+) -> LlavaSPProcessor:
+    template = get_template(template_name)
+    return parts.make_processor(
+        config,
+        tokenizer,
+        tower_home,
+        image_aspect_ratio=_aspect_ratio(source.config),
+        conversation_template=template.name,
+        chat_template=template.chat_template(),
+    )
 
 
 @torch.random.fork_rng(devices=[])
