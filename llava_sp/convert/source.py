@@ -23,6 +23,7 @@ from llava_sp.convert.tensors import (
     find_weights,
     read_tensors,
 )
+from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.parts import explained
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json
@@ -146,8 +147,12 @@ def _llava_fields(home: str) -> tuple[dict[str, Any], PreTrainedConfig]:
     """Returns LLaVA's fields of a configuration of transformers' LLaVA, and the LLM's configuration."""
     with explained("the configuration", home):
         config = AutoConfig.from_pretrained(home)
+    if isinstance(config, LlavaSPConfig):
+        raise UserError(f"{home} is a checkpoint of this project already; there is nothing to import.")
     if type(config) is not LlavaConfig:
-        raise UserError(f"{home}/config.json is of the model type {config.model_type!r}; only 'llava' can be imported.")
+        raise UserError(
+            f"{home}/config.json is of the model type {config.model_type!r}; {', '.join(LLM_TYPES)} can be imported."
+        )
     fields = {
         "mm_vision_tower": home,
         "mm_vision_select_layer": config.vision_feature_layer,

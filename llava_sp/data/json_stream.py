@@ -97,7 +97,8 @@ class _Stream:
 
     def wrong(self, what: str) -> UserError:
         """Returns an error that names the file, the latest record and the line."""
-        return UserError(f"{self._path} is not valid JSON in record {self.count}, line {self._line}: {what}.")
+        end = "" if what.endswith("?") else "."
+        return UserError(f"{self._path} is not valid JSON in record {self.count}, line {self._line}: {what}{end}")
 
     def _advance(self, to: int) -> None:
         passed = self._text[self._at : to]

@@ -306,3 +306,10 @@ def test_the_command_reports_in_plain_words(cropping, tmp_path):
     assert again.returncode == 2
     assert again.stderr.strip().splitlines()[-1].startswith("error: The output folder")
     assert "Traceback" not in again.stderr
+
+
+def test_a_checkpoint_of_ours_is_told_apart(tiny_parts: tuple[Path, Path], tmp_path: Path) -> None:
+    model, processor = loading.build(*map(str, tiny_parts))
+    loading.save(model, processor, tmp_path / "ours", stage="finetune")
+    with pytest.raises(UserError, match="checkpoint of this project already"):
+        import_official(tmp_path / "ours", tmp_path / "out")

@@ -88,7 +88,7 @@ def test_ids_may_be_numbers_or_absent_and_an_image_null(tmp_path: Path) -> None:
         ("[\n" + json.dumps(sample(0)) + "\n", ["record 1", "line 3", "truncated"]),
         ("[" + json.dumps(sample(0)) + json.dumps(sample(1)) + "]", ["record 1", "',' should follow"]),
         ("[" + json.dumps(sample(0)) + "] and more", ["follows the list's end"]),
-        (json.dumps(sample(0)) + "\n" + '{"id": tru', ["record 2", "line 2", "truncated"]),
+        (json.dumps(sample(0)) + "\n" + '{"id": tru', ["record 2", "line 2", "is it truncated?"]),
         ("[" * 100_000, ["nested too deeply"]),
         ("[" + "1" * 5000 + "]", ["digits"]),
         ("<html>404</html>", ["record 1", "line 1"]),
