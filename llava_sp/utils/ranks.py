@@ -70,7 +70,9 @@ def run_torchrun(arguments: list[str], *, mend: str) -> int:
 
     Raises:
         UserError: A rank was ended by a signal.
+        KeyboardInterrupt: Somebody pressed Ctrl-C; the ranks are ended.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
@@ -80,9 +82,15 @@ def run_torchrun(arguments: list[str], *, mend: str) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn when data workers are forked
     # The rank that failed has said what went wrong; torchrun's report of that would bury it.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    for talkative in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{talkative}").setLevel(logging.CRITICAL)
     try:
         main(arguments)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        logger.warning("Ended from outside by %s, and all ranks with it.", signal.Signals(error.sigval).name)
+        return 128 + error.sigval
     except ChildFailedError as error:
         failed, failure = error.get_first_failure()
         if failure.exitcode < 0:
