@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from llava_sp.model.loading import find_card
 from llava_sp.model.parts import absolute
 from llava_sp.train.arguments import SPATIAL_FIELDS
 from llava_sp.train.command_line import zero_stage
+from llava_sp.train.events import record
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
-from llava_sp.utils.logging import get_logger
-
-logger = get_logger(__name__)
+from llava_sp.utils.manifest import seal, sync, verify
 
 RUN_NAME = "run.json"
 """What the run of an output folder is: the arguments that decide its result. Written before the first step."""
@@ -98,48 +97,56 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Returns a run's checkpoints, oldest first; they are whole, for they grow elsewhere."""
+    """Returns a run's checkpoints, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def find_resume(wanted: str | None, folder: Path, *, ranks: int, deepspeed: bool) -> Path | None:
+def find_resume(wanted: str | None, folder: Path, *, deepspeed: bool) -> Path | None:
     """Returns the checkpoint to continue from, None for a fresh start.
+
+    Checkpoints that are damaged are set aside, each with a warning, and the newest good one is taken.
 
     Args:
         wanted: `--resume_from_checkpoint`: a path, or `auto` (like nothing at all) for the newest one of the run.
         folder: The run's output folder.
-        ranks: Number of processes of this run.
         deepspeed: Whether DeepSpeed drives this run.
 
     Raises:
-        UserError: The checkpoint is not there, or lacks what an exact continuation needs.
+        UserError: The checkpoint is not there, is damaged, or lacks what an exact continuation needs.
     """
-    if wanted in (None, "auto", "True", "true"):
-        found = checkpoints(folder)
-        if not found:
-            return None
-        chosen = found[-1]
-    else:
+    if wanted not in (None, "auto", "True", "true"):
         chosen = Path(wanted)
         if not chosen.is_dir():
             raise UserError(f"--resume_from_checkpoint {wanted}: there is no such folder.")
-    check_resumable(chosen, ranks=ranks, deepspeed=deepspeed)
-    return chosen
+        verify(chosen)
+        check_resumable(chosen, deepspeed=deepspeed)
+        return chosen
+    damaged: list[tuple[Path, UserError]] = []
+    for candidate in reversed(checkpoints(folder)):
+        try:
+            verify(candidate)
+        except UserError as error:
+            damaged.append((candidate, error))
+            continue
+        check_resumable(candidate, deepspeed=deepspeed)
+        _set_aside(damaged, instead=candidate)
+        return candidate
+    if damaged:
+        raise UserError(
+            f"{folder} has no good checkpoint left: {damaged[0][1]} Put back what it lost, or give another "
+            "--output_dir to start anew."
+        )
+    return None
 
 
-def check_resumable(checkpoint: Path, *, ranks: int, deepspeed: bool) -> None:
-    """Checks that a checkpoint holds all the state of a run with so many ranks.
+def check_resumable(checkpoint: Path, *, deepspeed: bool) -> None:
+    """Checks that a checkpoint holds all the state of a run, and that reading it runs no code.
 
     Raises:
-        UserError: A file is missing, or another number of ranks wrote it; the message names it.
+        UserError: A file is missing, or may hold code; the message names it.
     """
-    written_by = max(len(list(checkpoint.glob("rng_state_*.pth"))), 1)
-    if written_by != ranks:
-        raise UserError(
-            f"{checkpoint} was written by {written_by} rank(s) and this run has {ranks}; continue with as many ranks, "
-            f"or start a new run from its weights with --init_from {checkpoint}."
-        )
+    ranks = written_by(checkpoint)
     needed = ["trainer_state.json", CARD_NAME, "scheduler.pt"]
     needed += [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
     needed.append("latest" if deepspeed else "optimizer.pt")
@@ -152,32 +159,84 @@ def check_resumable(checkpoint: Path, *, ranks: int, deepspeed: bool) -> None:
         )
 
 
+def written_by(checkpoint: Path) -> int:
+    """Returns the number of ranks that wrote a checkpoint."""
+    return max(len(list(checkpoint.glob("rng_state_*.pth"))), 1)
+
+
+def _set_aside(damaged: list[tuple[Path, UserError]], *, instead: Path) -> None:
+    """Renames damaged checkpoints, so that the run can write their steps anew and nothing of them is lost."""
+    for path, error in damaged:
+        aside = next(name for n in count(1) if not (name := path.with_name(f"{path.name}.damaged-{n}")).exists())
+        path.rename(aside)
+        told = f"{error} {path} is now {aside.name}, and left alone; the run continues from {instead}."
+        record(path.parent, "checkpoint_damaged", told, checkpoint=aside.name, instead=instead.name)
+
+
 def is_complete(folder: Path) -> bool:
     """Whether the run of an output folder has come to its end."""
     return (folder / METRICS_NAME).is_file()
 
 
-def move_into_place(staging: Path, output: Path, *, keep: int | None) -> None:
-    """Moves a checkpoint that is whole from its staging folder to its place, and removes the oldest beyond `keep`."""
+def complete(staging: Path, output: Path, *, keep: int | None) -> None:
+    """Seals the checkpoint that all ranks have written to a staging folder, and puts it in its place.
+
+    At every moment there is a good checkpoint, if there was one: nothing is removed before the new one is in its place.
+
+    Args:
+        staging: The folder below which it has grown.
+        output: The run's output folder.
+        keep: The oldest checkpoints beyond so many are removed.
+
+    Raises:
+        UserError: The disk is full, or failed.
+    """
+    try:
+        for grown in checkpoints(staging):
+            seal(grown)
+        _place(staging, output, keep)
+    except OSError as error:
+        raise unsaved(output, error) from error
+
+
+def _place(staging: Path, output: Path, keep: int | None) -> None:
+    """Moves sealed checkpoints into their place, and out of it what they replace and what is beyond `keep`."""
     for whole in checkpoints(staging):
-        shutil.rmtree(output / whole.name, ignore_errors=True)  # of the same step, from before a resumption
+        if (before := output / whole.name).exists():  # of the same step, from before a resumption
+            before.rename(staging / f"replaced-{whole.name}")
         whole.rename(output / whole.name)
-    staging.rmdir()
-    remove_surplus(output, keep)
+    sync(output)
+    for surplus in checkpoints(output)[: -keep if keep else 0]:
+        surplus.rename(staging / f"surplus-{surplus.name}")
+    shutil.rmtree(staging)
 
 
-def remove_surplus(folder: Path, keep: int | None) -> None:
-    """Removes the oldest checkpoints beyond `keep`."""
-    found: Sequence[Path] = checkpoints(folder)
-    if keep is None or keep < 1:
-        return
-    for path in found[:-keep]:
-        shutil.rmtree(path)
+def unsaved(output: Path, error: Exception) -> UserError:
+    """Returns the error of a checkpoint that could not be written."""
+    found = checkpoints(output)
+    last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    return UserError(
+        f"A checkpoint cannot be written to {output}: {error}. Make room on the disk, and the same command continues; "
+        f"{last}."
+    )
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what a run that was killed while saving left behind."""
-    for leftover in (folder / STAGING, folder / DRY_SAVE):
-        if leftover.exists():
-            logger.warning("Removing a checkpoint that was not completed: %s", leftover)
-            shutil.rmtree(leftover)
+def recover(folder: Path) -> None:
+    """Brings in order what a run that was killed while saving left behind.
+
+    A checkpoint that was sealed already, and only not yet in its place, is put there; what is not whole is removed.
+    """
+    staging = folder / STAGING
+    for grown in checkpoints(staging):
+        try:
+            verify(grown)
+        except UserError as error:
+            told = f"Removing a checkpoint that was not completed: {error}"
+            record(folder, "checkpoint_incomplete", told, checkpoint=grown.name)
+            shutil.rmtree(grown)
+    if staging.exists():
+        _place(staging, folder, keep=None)
+    for leftover in filter(Path.is_dir, [folder / DRY_SAVE, *folder.glob(".saving.*")]):
+        shutil.rmtree(leftover)
+    for leftover in folder.glob(".*.json.*"):
+        leftover.unlink()

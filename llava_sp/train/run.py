@@ -1,6 +1,8 @@
 """A training run from its command line to its summary."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import write_json
+from llava_sp.utils.lock import locked
 
 
 def train(argv: list[str], *, ranks: int) -> None:
@@ -45,11 +48,17 @@ def train(argv: list[str], *, ranks: int) -> None:
     prepare_process(deepspeed=bool(given.get("deepspeed")), use_cpu=given.get("use_cpu", False))
     run = build_arguments(given, plan)
     folder = Path(run.training.output_dir)
-    resume = enter_folder(folder, run)
-    if checkpoint.is_complete(folder):
-        if is_main():
-            out(f"{folder} holds the complete result of this very run; nothing is left to do.")
-        return
+    with entered(folder, run) as resume:
+        if checkpoint.is_complete(folder):
+            if is_main():
+                out(f"{folder} holds the complete result of this very run; nothing is left to do.")
+        else:
+            train_from(resume, run)
+
+
+def train_from(resume: Path | None, run: RunArguments) -> None:
+    """Trains from a checkpoint of this run, or from its beginning, to its end."""
+    folder = Path(run.training.output_dir)
     transformers.set_seed(run.training.seed)
     with assembly.whole_weights(run):
         model, processor = assembly.load_model(run, resume)
@@ -74,23 +83,26 @@ def show_plan(given: dict[str, Any], plan: BatchPlan) -> None:
     report.print_dry_run(model, processor, assembly.make_dataset(run.data.data_path, run, processor), run)
 
 
-def enter_folder(folder: Path, run: RunArguments) -> Path | None:
-    """Makes the output folder this run's own; returns the checkpoint to continue from, if there is one."""
+@contextmanager
+def entered(folder: Path, run: RunArguments) -> Iterator[Path | None]:
+    """Holds the output folder, as this run's own; yields the checkpoint to continue from, if there is one."""
+    with ExitStack() as held:
 
-    def claim() -> None:
-        checkpoint.claim_folder(folder, checkpoint.run_identity(run))
-        checkpoint.remove_unfinished(folder)
+        def enter() -> Path | None:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+            checkpoint.claim_folder(folder, checkpoint.run_identity(run))
+            if checkpoint.is_complete(folder):
+                return None
+            checkpoint.recover(folder)
+            return checkpoint.find_resume(
+                run.training.resume_from_checkpoint, folder, deepspeed=bool(run.training.deepspeed)
+            )
 
-    on_first_rank(claim)
-    resume = checkpoint.find_resume(
-        run.training.resume_from_checkpoint,
-        folder,
-        ranks=run.batch_plan.ranks,
-        deepspeed=bool(run.training.deepspeed),
-    )
-    if resume is not None and is_main() and not checkpoint.is_complete(folder):
-        out(f"continuing from {resume}")
-    return resume
+        resume = on_first_rank(enter)
+        if resume is not None and is_main():
+            out(f"continuing from {resume}")
+        yield resume
 
 
 def make_trainer(

@@ -3,23 +3,39 @@
 import functools
 import itertools
 import os
-import socket
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import transformers
 
+from llava_sp.train.signals import SAVED_EXIT_CODE, Preempted
+from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import setup_logging
-from llava_sp.utils.ranks import in_group, is_main, rank, world_size
+from llava_sp.utils.ranks import (
+    collective_device,
+    end_with_launcher,
+    in_group,
+    is_main,
+    local_store,
+    rank,
+    world_size,
+)
+
+T = TypeVar("T")
 
 _turns = itertools.count()
 """Numbers the times that ranks wait for the first one, alike on all of them."""
+
+_stores: list[dist.Store] = []
+"""Holds the store of a process alone until its group does."""
 
 
 def agree(error: UserError | None) -> None:
@@ -35,8 +51,7 @@ def agree(error: UserError | None) -> None:
         if error is not None:
             raise error
         return
-    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
-    met = torch.tensor(float(error is not None), device=device)
+    met = torch.tensor(float(error is not None), device=collective_device())
     dist.all_reduce(met, op=dist.ReduceOp.MAX)
     if met.item():
         messages: list[str | None] = [None] * dist.get_world_size()
@@ -44,16 +59,17 @@ def agree(error: UserError | None) -> None:
         raise UserError(next(message for message in messages if message is not None)) from error
 
 
-def on_first_rank(work: Callable[[], object]) -> None:
-    """Does something on the first rank while the others wait; an error that a user can mend is raised on all ranks.
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Does something on the first rank while the others wait; returns its result on all ranks, or raises its error.
 
     The others wait at the store by which the ranks met, as long as it takes: a check of all data may take hours, and
     a collective gives up after `--ddp_timeout`.
     """
     error = None
+    result: list[Any] = [None]
     if is_main():
         try:
-            work()
+            result = [work()]
         except UserError as caught:
             error = caught
     if in_group():
@@ -63,6 +79,9 @@ def on_first_rank(work: Callable[[], object]) -> None:
         else:
             store.wait([done], timedelta(days=30))
     agree(error)
+    if in_group():
+        dist.broadcast_object_list(result)
+    return result[0]
 
 
 def training_command(main: Callable[[], None]) -> Callable[[], None]:
@@ -70,6 +89,7 @@ def training_command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        end_with_launcher()
         setup_logging()
         # What libraries will rename in versions to come is no news for whoever trains.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|accelerate)\b")
@@ -78,6 +98,10 @@ def training_command(main: Callable[[], None]) -> Callable[[], None]:
         except UserError as error:
             tell(error)
             leave(2)
+        except Preempted as stop:
+            if is_main():
+                out(str(stop))
+            leave(SAVED_EXIT_CODE)
         except KeyboardInterrupt:
             leave(130)
         leave(0)
@@ -101,15 +125,18 @@ def tell(error: UserError) -> None:
 
 
 def leave(code: int) -> None:
-    """Ends this process with `code`; at success, only once all ranks are through.
+    """Ends this process with `code`; at success, or with all saved, only once all ranks are through.
 
     The threads of gloo, by which ranks talk on the CPU, can abort a process while the interpreter shuts down, after all
     work is done. With several ranks the process therefore leaves at once when everything is flushed.
     """
     gloo = in_group() and "gloo" in dist.get_backend()
-    if in_group() and code == 0:
+    if in_group() and code in (0, SAVED_EXIT_CODE):
         dist.barrier()
         dist.destroy_process_group()
+    if code == SAVED_EXIT_CODE:
+        # Once a rank has left with it, torchrun ends the others, which may still have to do with their exit.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout.flush()
     sys.stderr.flush()
     if world_size() > 1 and gloo:
@@ -153,10 +180,5 @@ def _prepare_deepspeed(use_cpu: bool) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if world_size() == 1 and "RANK" not in os.environ:
         # DeepSpeed wants a process group also for one process.
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        _stores.append(store := local_store())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=store.host, MASTER_PORT=str(store.port))

@@ -1,6 +1,7 @@
 """Hugging Face's Trainer, with what LLaVA-SP needs of its own: order, learning rates, checks, and what is saved."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
@@ -20,7 +22,7 @@ from llava_sp.train import checkpoint as checkpointing
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.metrics import FlopCounter, Meter, count_supervised
 from llava_sp.train.optimizer import parameter_groups
-from llava_sp.train.runtime import agree
+from llava_sp.train.runtime import agree, on_first_rank
 from llava_sp.utils.errors import UserError
 
 
@@ -223,18 +225,22 @@ class LlavaSPTrainer(Trainer):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Saves into a folder of its own and moves it to its place when all ranks are through."""
+        """Saves into a folder of its own, which takes its place when all ranks are through and all is on the disk."""
         output = Path(self.args.output_dir)
-        self._staging = output / checkpointing.STAGING
+        self._staging = staging = output / checkpointing.STAGING
         with self.meter.paused():
             try:
                 super()._save_checkpoint(model, trial)
+            except Exception as error:
+                shutil.rmtree(staging, ignore_errors=True)
+                cause = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
+                if is_disk_error(cause):
+                    raise checkpointing.unsaved(output, cause) from error
+                raise
             finally:
-                staging, self._staging = self._staging, None
+                self._staging = None
             self.wait_for_all()
-            if self.args.should_save:
-                checkpointing.move_into_place(staging, output, keep=self.args.save_total_limit)
-            self.wait_for_all()
+            on_first_rank(partial(checkpointing.complete, staging, output, keep=self.args.save_total_limit))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to do: a run that continues builds its model from the checkpoint in the first place."""
@@ -272,6 +278,11 @@ def user_error(error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     raise error
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is that of a disk that is full or fails; PyTorch's own is told by where it comes from."""
+    return isinstance(error, OSError | SafetensorError) or "inline_container.cc" in str(error)
 
 
 def _forget_frozen(module: nn.Module, incompatible: Any) -> None:

@@ -9,7 +9,9 @@ from llava_sp.train import checkpoint
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan
 from llava_sp.train.command_line import RunArguments
+from llava_sp.train.events import EVENTS_NAME
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.manifest import MANIFEST_NAME, seal
 
 IDENTITY = {"stage": "pretrain", "learning_rate": 1e-3, "sfe_sides": [2, 4]}
 
@@ -21,6 +23,7 @@ def make_checkpoint(folder: Path, step: int, *, ranks: int = 1, deepspeed: bool 
     names += [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
     for name in names:
         (path / name).touch()
+    seal(path)
     return path
 
 
@@ -73,51 +76,78 @@ def test_the_newest_checkpoint_is_continued(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         make_checkpoint(tmp_path, step)
     for wanted in (None, "auto", "True"):
-        found = checkpoint.find_resume(wanted, tmp_path, ranks=1, deepspeed=False)
+        found = checkpoint.find_resume(wanted, tmp_path, deepspeed=False)
         assert found == tmp_path / "checkpoint-10"
 
 
 def test_without_a_checkpoint_the_run_starts_fresh(tmp_path: Path) -> None:
-    assert checkpoint.find_resume("auto", tmp_path, ranks=1, deepspeed=False) is None
+    assert checkpoint.find_resume("auto", tmp_path, deepspeed=False) is None
 
 
 def test_a_checkpoint_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        checkpoint.find_resume(str(tmp_path / "nowhere"), tmp_path, ranks=1, deepspeed=False)
+        checkpoint.find_resume(str(tmp_path / "nowhere"), tmp_path, deepspeed=False)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
 def test_missing_state_is_named(tmp_path: Path, name: str) -> None:
-    (make_checkpoint(tmp_path, 5) / name).unlink()
+    path = make_checkpoint(tmp_path, 5)
+    (path / name).unlink()
+    seal(path)
     with pytest.raises(UserError, match=f"checkpoint-5 lacks {name}"):
-        checkpoint.find_resume(None, tmp_path, ranks=1, deepspeed=False)
+        checkpoint.find_resume(None, tmp_path, deepspeed=False)
 
 
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, 5, ranks=2, deepspeed=True)
-    assert checkpoint.find_resume(None, tmp_path, ranks=2, deepspeed=True)
-    with pytest.raises(UserError, match=r"written by 2 rank\(s\) and this run has 4"):
-        checkpoint.find_resume(None, tmp_path, ranks=4, deepspeed=True)
+def test_a_checkpoint_tells_how_many_ranks_wrote_it(tmp_path: Path) -> None:
+    assert checkpoint.written_by(make_checkpoint(tmp_path, 5, ranks=2, deepspeed=True)) == 2
+    assert checkpoint.written_by(make_checkpoint(tmp_path, 6)) == 1
 
 
 def test_a_checkpoint_without_deepspeeds_state_is_refused_under_deepspeed(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
     with pytest.raises(UserError, match="lacks latest"):
-        checkpoint.find_resume(None, tmp_path, ranks=1, deepspeed=True)
+        checkpoint.find_resume(None, tmp_path, deepspeed=True)
 
 
-def test_surplus_checkpoints_go_oldest_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keep", "left"), [(None, [3, 20, 100, 101]), (2, [100, 101]), (1, [101])])
+def test_surplus_checkpoints_go_oldest_first(tmp_path: Path, keep: int | None, left: list[int]) -> None:
     for step in (100, 20, 3):
         make_checkpoint(tmp_path, step)
-    checkpoint.remove_surplus(tmp_path, None)
-    assert len(checkpoint.checkpoints(tmp_path)) == 3
-    checkpoint.remove_surplus(tmp_path, 2)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
+    make_checkpoint(tmp_path / checkpoint.STAGING, 101)
+    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=keep)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
+    assert not (tmp_path / checkpoint.STAGING).exists()
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    (make_checkpoint(tmp_path, 7) / "old").touch()
+    make_checkpoint(tmp_path / checkpoint.STAGING, 7)
+    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=1)
+    assert not (tmp_path / "checkpoint-7" / "old").exists()
 
 
 def test_a_half_written_checkpoint_is_never_continued_and_is_removed(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path / checkpoint.STAGING, 7)
+    (make_checkpoint(tmp_path / checkpoint.STAGING, 7) / MANIFEST_NAME).unlink()
     make_checkpoint(tmp_path / checkpoint.DRY_SAVE, 0)
-    assert checkpoint.find_resume(None, tmp_path, ranks=1, deepspeed=False) is None
-    checkpoint.remove_unfinished(tmp_path)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / ".saving.abc").mkdir()
+    (tmp_path / ".metrics.json.abc").touch()
+    assert checkpoint.find_resume(None, tmp_path, deepspeed=False) is None
+    checkpoint.recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [EVENTS_NAME]
+
+
+def test_a_checkpoint_that_was_sealed_and_not_yet_in_its_place_is_put_there(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / checkpoint.STAGING, 7)
+    checkpoint.recover(tmp_path)
+    assert checkpoint.find_resume(None, tmp_path, deepspeed=False) == tmp_path / "checkpoint-7"
+
+
+def test_of_damaged_checkpoints_nothing_is_lost(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        path = make_checkpoint(tmp_path, step)
+        if step > 1:
+            (path / "scheduler.pt").write_text("damaged")
+    (tmp_path / "checkpoint-3.damaged-1").mkdir()
+    assert checkpoint.find_resume(None, tmp_path, deepspeed=False) == tmp_path / "checkpoint-1"
+    for aside in ("checkpoint-3.damaged-2", "checkpoint-2.damaged-1"):
+        assert (tmp_path / aside / "scheduler.pt").read_text() == "damaged"

@@ -1,0 +1,24 @@
+"""Runs to break, and counts of what these tests do, told at the end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.data.conftest import tokenizers  # noqa: F401
+from tests.reliability import counting
+from tests.reliability.runs import Runs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts the counts to work."""
+    if not config.pluginmanager.is_registered(counting):
+        config.pluginmanager.register(counting)
+
+
+@pytest.fixture(scope="session")
+def runs(tiny_parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Data, and a process that starts runs by forking."""
+    started = Runs(tmp_path_factory.mktemp("runs"), tiny_parts)
+    yield started
+    started.close()

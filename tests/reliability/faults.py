@@ -1,0 +1,114 @@
+"""Makes something go wrong in this very process, as the environment variable FAULT says: `name:argument`."""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_sp.train import trainer
+from llava_sp.utils.ranks import rank
+
+Trainer = trainer.LlavaSPTrainer
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def kill_at_file_event(number: str) -> None:
+    """Kills this process at the n-th time, after the first step, that it opens a file to write, renames or removes one.
+
+    With a path in place of a number, a file there grows by a byte each time.
+    """
+    seen, training = 0, False
+    count = None if number.isdigit() else os.open(number, os.O_WRONLY | os.O_CREAT)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if not training or event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            return
+        if event == "open" and (not arguments[2] & WRITES or str(arguments[0]).startswith("/dev")):
+            return
+        seen += 1
+        if count is not None:
+            os.write(count, b".")
+        elif seen == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def begin(*arguments: Any, **kwargs: Any) -> Any:
+        nonlocal training
+        training = True
+        return step(*arguments, **kwargs)
+
+    step, Trainer.training_step = Trainer.training_step, begin
+    sys.addaudithook(watch)
+
+
+def log_ids(path: str) -> None:
+    """Appends a line for each micro-batch: the optimizer step, the rank, the samples' ids."""
+    take = Trainer.get_batch_samples
+
+    def log(self: Any, *arguments: Any) -> Any:
+        batches, items = take(self, *arguments)
+        with Path(f"{path}.{rank()}").open("a") as file:
+            for batch in batches:
+                file.write(json.dumps([self.state.global_step + 1, rank(), batch["sample_ids"]]) + "\n")
+        return batches, items
+
+    Trainer.get_batch_samples = log
+
+
+def full_disk(limit: str) -> None:
+    """Lets no file grow beyond so many bytes from a step on: `10000@3`."""
+    size, step = map(int, limit.split("@"))
+
+    def limited(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+        if self.state.global_step + 1 == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        return train(self, *arguments, **kwargs)
+
+    train, Trainer.training_step = Trainer.training_step, limited
+
+
+def pause_at_step(step: str) -> None:
+    """Waits two seconds before a step."""
+
+    def slow(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+        if self.state.global_step + 1 == int(step):
+            time.sleep(2)
+        return train(self, *arguments, **kwargs)
+
+    train, Trainer.training_step = Trainer.training_step, slow
+
+
+def not_finite(where: str) -> None:
+    """Makes a loss, a gradient, an input or a weight NaN in one step: `loss@3`, on the last rank."""
+    what, step = where.split("@")
+    if rank() != int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        return
+    compute = Trainer.compute_loss
+
+    def spoil(self: Any, model: Any, inputs: dict[str, Any], *arguments: Any, **kwargs: Any) -> Any:
+        now = self.state.global_step + 1 == int(step) and model.training
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if now and what == "weight":
+            trained[-1].data.view(-1)[0] = torch.nan
+        if now and what == "input" and "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"] * torch.nan
+        loss = compute(self, model, inputs, *arguments, **kwargs)
+        if now and what == "loss":
+            loss = loss * torch.nan
+        if now and what == "gradient":
+            loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
+
+    Trainer.compute_loss = spoil
+
+
+if __name__ == "__main__":
+    for fault in os.environ["FAULT"].split(","):
+        name, _, argument = fault.partition(":")
+        globals()[name](argument)
