@@ -1,10 +1,12 @@
 """The one place that opens images, which come from data and requests that nobody has vetted."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from llava_sp.data.problems import Problem, SampleError
@@ -23,9 +25,16 @@ MAX_RATIO = 200
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow knows more, some of which start other programs (EPS) or are read by hardly tested code."""
 
+# What Pillow has to say of large images is told by the error on them, and of palettes that RGB has no transparency.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Palette images with Transparency", module="PIL")
+
 
 def load_image(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens an image that a data file names, as LLaVA does: converted to RGB, not rotated by its EXIF orientation.
+
+    Transparency is dropped, so that the colours beneath it show, as in LLaVA too. Only greys of 16 bits differ: there
+    LLaVA gets white from all but the darkest.
 
     Args:
         root: The image folder.
@@ -36,8 +45,8 @@ def load_image(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) ->
         The decoded image, RGB; its file is closed.
 
     Raises:
-        SampleError: The path leads out of the folder, or the file is missing, corrupt, not an image, or too large; the
-            message names the file.
+        SampleError: The path leads out of the folder, or the file is missing, corrupt, not an image, too large, or does
+            not tell what is white; the message names the file.
     """
     path, name = _find(root, relative)
     return decode_image(path, name, max_pixels)
@@ -52,10 +61,20 @@ def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXEL
         max_pixels: Limit of width x height.
 
     Raises:
-        SampleError: It is corrupt, not an image, or too large.
+        SampleError: It is corrupt, not an image, too large, or does not tell what is white.
     """
     with _opened(source, name, max_pixels) as image:
-        return image.convert("RGB")
+        return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes and converts an image; where Pillow would cut values off at 255, it keeps the upper 8 bits."""
+    # That is what Pillow itself makes of 16 bits in colour. PGM files with more than 8 it scales to 16, in mode I.
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its 32 bits a pixel do not tell what is white; convert it to 8 bits")
+    return image.convert("RGB")
 
 
 def image_size(root: str | Path, relative: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -3,15 +3,19 @@
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from llava_sp.data.images import image_size, load_image
 from llava_sp.data.problems import Problem, SampleError
+from tests.reliability.bad_data import write_bomb
 
 
 def picture(mode: str = "RGB") -> Image.Image:
@@ -39,14 +43,47 @@ def test_an_image_is_loaded_as_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("CMYK", "jpg"), ("L", "png"), ("RGBA", "png"), ("P", "gif"), ("I;16", "png"), ("1", "tiff")]
+    ("mode", "suffix"), [("CMYK", "jpg"), ("L", "png"), ("RGBA", "png"), ("LA", "png"), ("P", "gif"), ("1", "tiff")]
 )
 def test_other_modes_are_converted_as_pillow_does(mode: str, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"a.{suffix}"
-    (Image.new("I;16", (8, 6), 40_000) if mode == "I;16" else picture(mode)).save(file)
+    picture(mode).save(file)
     with Image.open(file) as opened:
         expected = opened.convert("RGB")
     assert load_image(tmp_path, file.name).tobytes() == expected.tobytes()
+
+
+def test_of_a_palette_with_alpha_the_colours_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    picture("P").save(file, transparency=bytes(256))  # all of it transparent
+    assert load_image(tmp_path, "a.png").tobytes() == picture("P").convert("RGB").tobytes()
+
+
+GREYS = np.linspace(0, 65_535, 48).astype(np.uint16).reshape(6, 8)
+
+
+def big_endian_tiff() -> bytes:
+    """A TIFF of `GREYS` with the upper byte first, which Pillow reads but does not write."""
+    size = GREYS.nbytes
+    fields = [(256, 8), (257, 6), (258, 16), (259, 1), (262, 1), (273, 110), (278, 6), (279, size)]  # from byte 110
+    entries = b"".join(struct.pack(">HHIHH", field, 3, 1, value, 0) for field, value in fields)
+    return struct.pack(">2sHIH", b"MM", 42, 8, len(fields)) + entries + bytes(4) + GREYS.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "big_endian.tiff", "pgm"])
+def test_greys_of_16_bits_keep_their_upper_8(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{kind}"
+    if kind == "big_endian.tiff":
+        file.write_bytes(big_endian_tiff())
+    else:
+        Image.fromarray(GREYS).save(file)
+    assert np.array_equal(np.array(load_image(tmp_path, file.name)), np.stack([GREYS >> 8] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_which_no_one_tells_the_white_are_refused(mode: str, refuse, tmp_path: Path) -> None:
+    picture(mode).save(tmp_path / "a.tiff")
+    refuse("a.tiff", Problem.IMAGE_CORRUPT, "32 bits a pixel do not tell what is white")
 
 
 def test_exif_rotation_is_not_applied_as_in_llava(tmp_path: Path) -> None:
@@ -119,6 +156,50 @@ def test_a_decompression_bomb_is_refused_by_its_header(side: int, refuse, tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         refuse("bomb.png", Problem.IMAGE_TOO_LARGE, "64,000,000")
+
+
+def test_a_picture_larger_than_the_screen_that_its_file_declares(refuse, tmp_path: Path) -> None:
+    file = tmp_path / "a.gif"
+    Image.new("P", (60, 50)).save(file)
+    content = bytearray(file.read_bytes())
+    content[6:10] = struct.pack("<HH", 1, 1)
+    file.write_bytes(content)
+    refuse("a.gif", Problem.IMAGE_TOO_LARGE, "60 x 50", max_pixels=2_999)
+
+
+MEASURE = """
+import sys
+from llava_sp.data.images import image_size, load_image
+from llava_sp.utils.errors import UserError
+
+def peak():
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) / 1024
+
+folder, *names = sys.argv[1:]
+load_image(folder, "warm_up.png")
+for name in names:
+    before = peak()
+    for read in (image_size, load_image):
+        try:
+            read(folder, name)
+        except UserError:
+            pass
+    print(peak() - before)
+"""
+
+
+def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    """The last one, of just as many pixels as are allowed, shows that the measure would find it."""
+    write_bomb(tmp_path / "bomb.png")
+    write_bomb(tmp_path / "bomb.tiff")
+    write_bomb(tmp_path / "allowed.png", side=8_000)
+    picture("P").save(tmp_path / "warm_up.png", transparency=bytes(256))
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), "bomb.png", "bomb.tiff", "allowed.png"]
+    measured = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not measured.stderr  # neither of transparency nor of size
+    png, tiff, allowed = map(float, measured.stdout.split())
+    assert max(png, tiff) < 50  # MiB
+    assert allowed > 150
 
 
 def test_the_limit_is_inclusive(refuse, tmp_path: Path) -> None:
