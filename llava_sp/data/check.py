@@ -26,27 +26,37 @@ class Report:
 
     Attributes:
         total: Samples in the data.
+        max_bad_share: Share of them that training replaces if they cannot be read, before it stops.
         checked: Samples that were looked at.
+        unreadable: How many of them cannot be read.
         counts: How many of them have each problem.
         first: The names of the first few of those.
         messages: What is wrong with the first of those, where there is more to say than the problem.
     """
 
     total: int
+    max_bad_share: float = 0.0
     checked: int = 0
+    unreadable: int = 0
     counts: Counter[Problem] = field(default_factory=Counter)
     first: dict[Problem, list[str]] = field(default_factory=lambda: defaultdict(list))
     messages: dict[Problem, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether training would get through: every sample can be read, and some teach something."""
-        unreadable = any(problem.stops_training for problem in self.counts)
-        return not unreadable and self.counts[Problem.NOTHING_LEARNED] < self.checked
+        """Whether training would get through: not too many samples are unreadable, and some teach something."""
+        few = self.unreadable_share <= self.max_bad_share
+        return few and self.unreadable + self.counts[Problem.NOTHING_LEARNED] < self.checked
+
+    @property
+    def unreadable_share(self) -> float:
+        """Share of the checked samples that cannot be read."""
+        return self.unreadable / max(self.checked, 1)
 
     def add(self, name: str, problems: dict[Problem, str]) -> None:
         """Counts one sample, by its problems and what each says."""
         self.checked += 1
+        self.unreadable += any(problem.unreadable for problem in problems)
         for problem, message in problems.items():
             self.counts[problem] += 1
             self.messages.setdefault(problem, message)
@@ -54,26 +64,39 @@ class Report:
                 self.first[problem].append(name)
 
     def __str__(self) -> str:
-        """Says it in a few lines, what stops training first."""
+        """Says it in a few lines, what cannot be read first."""
         found = "these problems:" if self.counts else "no problem."
+        unreadable = "cannot be read" if self.max_bad_share else "stops training"
         lines = [f"Checked {self.checked:,} of {self.total:,} samples: {found}"]
-        for problem in sorted(self.counts, key=lambda problem: (not problem.stops_training, -self.counts[problem])):
+        for problem in sorted(self.counts, key=lambda problem: (not problem.unreadable, -self.counts[problem])):
             names = ", ".join(map(repr, self.first[problem])) + (", ..." if self.counts[problem] > _NAMED else "")
-            weight = "stops training" if problem.stops_training else "warning"
+            weight = unreadable if problem.unreadable else "warning"
             lines.append(f"  {self.counts[problem]:,} x {problem} ({weight}): {names}")
             if self.messages[problem]:
                 lines.append(f"    {self.first[problem][0]!r}: {self.messages[problem]}")
+        if self.max_bad_share and self.unreadable:
+            lines.append(
+                f"Others take the place of those {self.unreadable:,} that cannot be read, a share of "
+                f"{self.unreadable_share:.2g}; training stops at more than {self.max_bad_share:g} of all "
+                "(--max_bad_share)."
+            )
         return "\n".join(lines)
 
 
 def check_records(
-    dataset: ConversationDataset, sample: int | None = 1000, *, workers: int | None = None, seed: int = 0
+    dataset: ConversationDataset,
+    sample: int | None = 1000,
+    *,
+    max_bad_share: float = 0.0,
+    workers: int | None = None,
+    seed: int = 0,
 ) -> Report:
-    """Renders samples and decodes their images, and reports what is wrong with them. It shows a progress bar.
+    """Reads samples as training does, and reports what is wrong with them. It shows a progress bar.
 
     Args:
         dataset: What training will read.
         sample: How many samples, drawn at random; None for all.
+        max_bad_share: Share of all samples that training replaces if they cannot be read.
         workers: Worker processes; 0 for none, None for up to one a CPU core, as there is to do.
         seed: Of the draw. The global random state is left alone.
 
@@ -93,7 +116,7 @@ def check_records(
         collate_fn=list,
         generator=torch.Generator(),  # else a loader draws from the global one
     )
-    report = Report(total)
+    report = Report(total, max_bad_share)
     with tqdm(total=len(positions), unit=" samples", desc="Checking the data", leave=False) as bar:
         for batch in loader:
             for name, problems in batch:
@@ -117,15 +140,15 @@ class _Inspection(Dataset):
         problems: dict[Problem, str] = {}
         try:
             labels = self.dataset.encode(record).labels
-            if all(label == IGNORE_INDEX for label in labels):
-                problems[Problem.NOTHING_LEARNED] = ""
         except SampleError as error:
             problems[error.problem] = str(error)
         try:
             if record.image is not None:
-                self.dataset.open_image(record)
+                self.dataset.prepare_image(record)
         except SampleError as error:
             problems[error.problem] = str(error)
+        if not problems and all(label == IGNORE_INDEX for label in labels):
+            problems[Problem.NOTHING_LEARNED] = ""
         if any(turn["from"] == "gpt" and not turn["value"].strip() for turn in record.conversations):
             problems[Problem.EMPTY_ANSWER] = ""
         return record.id, problems

@@ -25,7 +25,8 @@ class Collator:
         Returns:
             `input_ids`, `labels` and `attention_mask`, [B, L]; `sample_ids`, B names; if there is any image,
             `pixel_values`, [images, 3, S, S] in the samples' order, or for AnyRes [images, most views, 3, S, S], where
-            zeros fill up the views of the others, and then `image_sizes`, [images, 2].
+            zeros fill up the views of the others, and then `image_sizes`, [images, 2]; if any sample stands in for
+            others, `replaced`, a list of those.
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch = {
@@ -37,6 +38,8 @@ class Collator:
         for name in ("pixel_values", "image_sizes"):
             if values := [sample[name] for sample in samples if name in sample]:
                 batch[name] = pad_sequence(values, batch_first=True)
+        if replaced := [bad for sample in samples for bad in sample.get("replaced", ())]:
+            batch["replaced"] = replaced
         return batch
 
 

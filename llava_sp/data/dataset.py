@@ -1,6 +1,6 @@
 """Samples ready for the model: rendered, their images in place, cut to length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ from torch.utils.data import Dataset
 from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_sp.data.conversation import Rendered, Template
 from llava_sp.data.images import image_size, load_image
-from llava_sp.data.problems import Problem, SampleError
+from llava_sp.data.problems import Problem, Replaced, SampleError
 from llava_sp.data.records import Record, Records
 from llava_sp.utils.errors import UserError
+
+REPLACEMENTS = 100
+"""Samples that are tried in the place of a bad one. Where so many are bad as well, it is not a matter of samples."""
 
 
 class ConversationDataset(Dataset):
@@ -30,6 +33,8 @@ class ConversationDataset(Dataset):
         num_image_tokens: Visual tokens of an image, T + N; as many image ids stand for it. For AnyRes a function that
             tells them by the image's height and width.
         max_length: Longest sequence, visual tokens included; what goes beyond is cut off.
+        replace_bad: Whether another sample takes the place of one that cannot be read. Which one depends on the place
+            alone, and it has an image if and only if the bad one has.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class ConversationDataset(Dataset):
         template: Template,
         num_image_tokens: int | Callable[[int, int], int],
         max_length: int,
+        replace_bad: bool = False,
     ) -> None:
         self.records = records
         self.image_folder = image_folder
@@ -52,6 +58,7 @@ class ConversationDataset(Dataset):
         self.template = template
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
+        self.replace_bad = replace_bad
 
     def __len__(self) -> int:
         return len(self.records)
@@ -61,27 +68,53 @@ class ConversationDataset(Dataset):
 
         Returns:
             `input_ids` and `labels`, both [L]; `sample_id`, its name; if it has an image, `pixel_values`, [3, S, S], or
-            for AnyRes [views, 3, S, S], and then `image_sizes`, its height and width, [2].
+            for AnyRes [views, 3, S, S], and then `image_sizes`, its height and width, [2]; if it stands in for a bad
+            one, `replaced`, a list of that and of any that were tried in vain.
 
         Raises:
-            UserError: It cannot be read; the message names it.
+            UserError: It cannot be read, nor can what was tried in its place; the message names it.
         """
-        record = self.records[position]
-        try:
-            rendered = self.encode(record)
-            sample: dict[str, Any] = {
-                "input_ids": torch.tensor(rendered.input_ids),
-                "labels": torch.tensor(rendered.labels),
-                "sample_id": record.id,
-            }
-            if record.image is not None:
-                prepared = self.image_processor(self.open_image(record), return_tensors="pt")
-                sample.update({name: values[0] for name, values in prepared.items()})
-        except UserError as error:
-            where = f"Sample {record.id!r} (record {position + 1} of {self.records.path})"
-            # A UserError of one argument crosses from a data loader's worker as what it is; a SampleError would not.
-            raise UserError(f"{where}: {error}") from error
-        return sample
+        bad: list[tuple[int, Problem, str]] = []  # not the errors: they would keep what was decoded in memory
+        for candidate in self._candidates(position):
+            try:
+                sample = self._read(self.records[candidate])
+            except SampleError as error:
+                bad.append((candidate, error.problem, str(error)))
+            except UserError as error:
+                raise UserError(f"{self._name(candidate)}: {error}") from error
+            else:
+                if bad:
+                    by = sample["sample_id"]
+                    sample["replaced"] = [
+                        Replaced(at, self.records[at].id, problem, message, by) for at, problem, message in bad
+                    ]
+                return sample
+        first, last = (f"{self._name(at)}: {message}" for at, _, message in (bad[0], bad[-1]))
+        tried = f" Nor can {len(bad) - 1} others be read that were tried in its place; the last: {last}"
+        # A UserError of one argument crosses from a data loader's worker as what it is; a SampleError would not.
+        raise UserError(first + tried if len(bad) > 1 else first)
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        """Yields a position, and then others of its modality to try in its place."""
+        yield position
+        if self.replace_bad:
+            has_image = self.modality_lengths > 0
+            others = np.flatnonzero(has_image == has_image[position])
+            others = others[others != position]
+            random = np.random.default_rng(position)
+            yield from random.choice(others, min(REPLACEMENTS, len(others)), replace=False).tolist()
+
+    def _name(self, position: int) -> str:
+        return f"Sample {self.records[position].id!r} (record {position + 1} of {self.records.path})"
+
+    def _read(self, record: Record) -> dict[str, Any]:
+        rendered = self.encode(record)
+        sample: dict[str, Any] = {
+            "input_ids": torch.tensor(rendered.input_ids),
+            "labels": torch.tensor(rendered.labels),
+            "sample_id": record.id,
+        }
+        return sample if record.image is None else {**sample, **self.prepare_image(record)}
 
     @property
     def modality_lengths(self) -> np.ndarray:
@@ -129,14 +162,25 @@ class ConversationDataset(Dataset):
             )
         return count
 
-    def open_image(self, record: Record) -> Any:
-        """Opens a record's image as PIL's, RGB.
+    def prepare_image(self, record: Record) -> dict[str, torch.Tensor]:
+        """Opens a record's image and prepares it for the model.
+
+        Returns:
+            `pixel_values`, and for AnyRes `image_sizes`, as `__getitem__` does.
 
         Raises:
-            SampleError: It cannot be read.
+            SampleError: It cannot be read, or its prepared pixels are not finite.
             UserError: There is no image folder.
         """
-        return load_image(self._folder(), record.image or "")
+        image = load_image(self._folder(), record.image or "")
+        prepared = {name: values[0] for name, values in self.image_processor(image, return_tensors="pt").items()}
+        if not prepared["pixel_values"].isfinite().all():
+            raise SampleError(
+                Problem.PIXELS_NOT_FINITE,
+                f"The image {record.image} has pixels that are not finite once it is prepared; look at image_mean and "
+                "image_std of the image processor.",
+            )
+        return prepared
 
     def _folder(self) -> str | Path:
         if not self.image_folder:

@@ -37,7 +37,8 @@ def test_each_problem_is_found(problem: Problem, wrong: dict[str, Any], dataset:
     (data.image_folder / "page.jpg").write_text("<html>404</html>")
     report = check_records(data, None)
     assert report.first[problem] == ["x7"]
-    assert report.ok is not problem.stops_training
+    assert report.ok is not problem.unreadable
+    assert report.unreadable == problem.unreadable
     assert f"1 x {problem}" in str(report)
     assert "'x7'" in str(report)
 
@@ -71,6 +72,22 @@ def test_an_unreadable_image_is_counted_once_where_its_size_matters(dataset: Any
 
 def test_data_that_teaches_nothing_at_all_is_not_ok(dataset: Any) -> None:
     assert not check_records(dataset(record("a", "What?", ""))).ok
+
+
+@pytest.mark.parametrize(("share", "ok"), [(0.0, False), (0.19, False), (0.2, True)])
+def test_a_share_of_unreadable_samples_is_let_pass(share: float, ok: bool, dataset: Any) -> None:
+    wrong = record("twice wrong", "What?", image="blue.png")
+    data = dataset(*[FINE] * 8, wrong, record("no image", "<image>\nWhat?"))
+    report = check_records(data, max_bad_share=share)
+    assert report.counts == {Problem.IMAGE_COUNT: 2, Problem.IMAGE_MISSING: 1}
+    assert report.unreadable == 2
+    assert report.ok is ok
+    assert ("stops training)" in str(report)) is not (share > 0)
+    assert ("take the place of those 2 that cannot be read, a share of 0.2;" in str(report)) is (share > 0)
+
+
+def test_data_that_cannot_be_read_teaches_nothing_either(dataset: Any) -> None:
+    assert not check_records(dataset(record("a", "What?", ""), record("b", "<image>")), max_bad_share=1.0).ok
 
 
 def test_the_first_names_are_given_and_the_rest_counted(dataset: Any) -> None:

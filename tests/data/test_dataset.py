@@ -1,6 +1,7 @@
 """Samples and batches: visual tokens in place, cut to length, padded; errors name the sample."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader
 from llava_sp.constants import IGNORE_INDEX
 from llava_sp.data.collator import Collator
 from llava_sp.data.conversation import get_template
+from llava_sp.data.dataset import REPLACEMENTS
+from llava_sp.data.problems import Problem, Replaced
 from llava_sp.utils.errors import UserError
 from tests.data.conftest import VISUAL
 
@@ -96,6 +99,110 @@ def test_an_error_in_a_worker_process_stays_a_user_error(dataset: Any) -> None:
     loader = DataLoader(dataset(record("a7", "<image>\nWhat?")), num_workers=1, collate_fn=Collator(0))
     with pytest.raises(UserError, match="'a7'"):
         list(loader)
+
+
+def image(name: str, file: str = "red.png") -> dict[str, Any]:
+    return record(name, "<image>\nWhat?", image=file)
+
+
+def test_a_sample_of_the_same_modality_takes_the_place_of_a_bad_one(dataset: Any) -> None:
+    records = [image("no image", "blue.png"), record("no text", "<image>\nWhat?")]
+    for number in range(10):
+        records += [image(f"image {number}"), record(f"text {number}", "What?")]
+    data = dataset(*records, replace_bad=True)
+    for position in range(len(data)):
+        sample = data[position]
+        assert ("pixel_values" in sample) == (data.modality_lengths[position] > 0)
+        assert ("replaced" in sample) is (position < 2)
+    by = data[0]["sample_id"]
+    assert by.startswith("image")
+    (replaced,) = data[0]["replaced"]
+    assert replaced.message.startswith("The image ")
+    assert replaced == Replaced(0, "no image", Problem.IMAGE_MISSING, replaced.message, by)
+
+
+def test_which_sample_takes_the_place_depends_on_that_place_alone(dataset: Any) -> None:
+    data = dataset(*[image(f"bad {n}", "blue.png") if n % 2 else image(f"good {n}") for n in range(60)])
+    data.replace_bad = True
+    chosen = {position: data[position] for position in range(1, 60, 2)}
+    torch.manual_seed(7)
+    order = list(reversed(range(60)))
+    for workers in (0, 2):
+        samples = list(DataLoader(data, sampler=order, num_workers=workers, collate_fn=lambda samples: samples[0]))
+        for position, sample in zip(order, samples, strict=True):
+            if position % 2:
+                assert (sample["sample_id"], sample["replaced"]) == tuple(
+                    chosen[position][name] for name in ("sample_id", "replaced")
+                )
+    assert len({sample["sample_id"] for sample in chosen.values()}) > 10  # not the same one in all places
+
+
+def test_bad_ones_that_are_tried_in_its_place_are_told_too(dataset: Any) -> None:
+    data = dataset(*[image(f"bad {n}", "blue.png") for n in range(30)], image("good"), replace_bad=True)
+    tried = [len(data[position]["replaced"]) for position in range(30)]
+    assert max(tried) > 1
+    for position in range(30):
+        replaced = data[position]["replaced"]
+        assert replaced[0].position == position
+        assert len({bad.position for bad in replaced}) == len(replaced)
+        assert {bad.by for bad in replaced} == {data[position]["sample_id"]} == {"good"}
+
+
+def test_where_all_are_bad_the_first_and_the_last_are_named(dataset: Any) -> None:
+    data = dataset(image("first", "blue.png"), *[image("other", "green.png")] * 200, replace_bad=True)
+    count = rf"Nor can {REPLACEMENTS} others be read that were tried in its place"
+    with pytest.raises(UserError, match=rf"Sample 'first' .*blue\.png.*{count}; the last: Sample 'other' .*green\.png"):
+        data[0]
+
+
+def test_the_only_one_of_its_modality_has_no_replacement(dataset: Any) -> None:
+    data = dataset(image("x7", "blue.png"), record("text", "What?"), replace_bad=True)
+    with pytest.raises(UserError, match=r"^Sample 'x7' \(record 1 of .*blue\.png does not exist\.$"):
+        data[0]
+
+
+def test_a_setting_is_no_reason_to_replace_a_sample(dataset: Any) -> None:
+    data = dataset(image("a7"), image("b"), image_folder="", replace_bad=True)
+    with pytest.raises(UserError, match=r"'a7'.*--image_folder"):
+        data[0]
+
+
+def test_a_sample_that_teaches_nothing_is_read_as_in_llava(dataset: Any) -> None:
+    sample = dataset(record("long", "word " * 100), record("text", "What?"), max_length=90, replace_bad=True)[0]
+    assert sample["sample_id"] == "long"
+    assert sample["labels"].eq(IGNORE_INDEX).all()
+    assert "replaced" not in sample
+
+
+@pytest.fixture
+def odd_pixels() -> Callable[..., Any]:
+    """An image processor that divides by the image's own brightness, which fails on black."""
+
+    def process(image: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+        pixels = torch.tensor(list(image.resize((4, 4)).tobytes())).float().view(1, 4, 4, 3).permute(0, 3, 1, 2)
+        return {"pixel_values": pixels / pixels.max()}
+
+    return process
+
+
+def test_pixels_that_are_not_finite_make_a_sample_bad(
+    dataset: Any, odd_pixels: Callable[..., Any], tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "black.png")
+    data = dataset(image("dark", "black.png"), image("fine"))
+    data.image_processor = odd_pixels
+    with pytest.raises(UserError, match=r"'dark'.*black\.png has pixels that are not finite"):
+        data[0]
+    data.replace_bad = True
+    assert data[0]["sample_id"] == "fine"
+    assert data[0]["replaced"][0].problem is Problem.PIXELS_NOT_FINITE
+
+
+def test_a_batch_lists_what_was_replaced(dataset: Any) -> None:
+    data = dataset(*[image(f"bad {n}", "blue.png") for n in range(3)], image("good"), replace_bad=True)
+    samples = [data[position] for position in range(4)]
+    assert Collator(0)(samples)["replaced"] == [bad for sample in samples[:3] for bad in sample["replaced"]]
+    assert "replaced" not in Collator(0)(samples[3:])
 
 
 def test_a_batch_is_padded_and_keeps_its_images_in_order(dataset: Any, tmp_path: Path) -> None:
