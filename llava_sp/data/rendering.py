@@ -205,7 +205,8 @@ class Template:
         skipped = int(self.drops_leading_answer and len(turns) > 0 and turns[0]["from"] == "gpt")
         if len(turns) == skipped:
             raise SampleError(Problem.ROLES, "The conversation is empty.")
-        speakers = ("gpt", "human") if turns[skipped]["from"] == "gpt" else ("human", "gpt")
+        may_lead = not (self.drops_leading_answer or self.caption_only)
+        speakers = ("gpt", "human") if may_lead and turns[0]["from"] == "gpt" else ("human", "gpt")
         messages = []
         for number, turn in enumerate(turns[skipped:]):
             speaker = speakers[number % 2]

@@ -250,6 +250,8 @@ def test_another_models_begin_and_end_tokens(tokenizer: Any, image_token_id: int
             "Turn 3 of 3 is from 'system'",
         ),
         ("v0", [human("A?"), gpt("B"), gpt("C")], Problem.ROLES, "Turn 3 of 3 is from 'gpt'"),
+        ("v1", [gpt("A"), gpt("B")], Problem.ROLES, "Turn 2 of 2 is from 'gpt'"),
+        ("plain", [gpt(IMAGE_TOKEN), human("B")], Problem.ROLES, "Turn 1 of 2 is from 'gpt'"),
         ("llama_2", [human(""), gpt("B")], Problem.ROLES, "first question is empty"),
         ("plain", [human("A?"), gpt("B")], Problem.IMAGE_COUNT, IMAGE_TOKEN),
         ("plain", [human(IMAGE_TOKEN), gpt("B"), human("C?"), gpt("D")], Problem.ROLES, "not 4 turns"),
