@@ -10,6 +10,11 @@ import pytest
 from llava_sp.train import events
 
 
+@pytest.fixture(autouse=True)
+def _log_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("llava_sp"), "propagate", True)  # commands that set up logging end it
+
+
 def test_an_event_is_a_line_of_the_folder_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
