@@ -3,6 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from math import sqrt
 
 import numpy as np
 import torch
@@ -44,8 +45,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether training would get through: not too many samples are unreadable, and some teach something."""
-        few = self.unreadable_share <= self.max_bad_share
+        """Whether training would get through: not too many samples are unreadable, and some teach something.
+
+        A sample of the data may hold more of them by chance, up to three standard deviations; training counts them all.
+        """
+        expected = self.max_bad_share * self.checked
+        chance = 3 * sqrt(expected) if self.checked < self.total else 0.0
+        few = self.unreadable_share <= self.max_bad_share or self.unreadable <= expected + chance
         return few and self.unreadable + self.counts[Problem.NOTHING_LEARNED] < self.checked
 
     @property

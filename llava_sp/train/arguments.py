@@ -146,6 +146,11 @@ class TrainArguments(TrainingArguments):
         "there is held-out data, else save_steps. The last step is always evaluated.",
     )
     eval_data_root: str = argument("playground/data/eval", "Folder of the benchmarks' folders, in LLaVA's layout.")
+    max_bad_share: float = argument(
+        0.001,
+        "Share of the samples that may be unreadable: others take their place, and quarantine.jsonl lists them. At 0 "
+        "the first one stops the run.",
+    )
     dry_run: bool = argument(False, "Print arguments, trainable parameters, memory and the first sample; then exit.")
     stop_after_steps: int | None = argument(
         None,

@@ -222,8 +222,10 @@ def set_processor(processor: LlavaSPProcessor, run: RunArguments, config: LlavaS
     processor.tokenizer.model_max_length = run.training.model_max_length
 
 
-def make_dataset(path: str, run: RunArguments, processor: LlavaSPProcessor) -> ConversationDataset:
-    """Opens a data file as samples ready for the model.
+def make_dataset(
+    path: str, run: RunArguments, processor: LlavaSPProcessor, *, replace_bad: bool = False
+) -> ConversationDataset:
+    """Opens a data file as samples ready for the model; others take the place of unreadable ones if `replace_bad`.
 
     Raises:
         UserError: The file cannot be read as LLaVA's format.
@@ -237,6 +239,7 @@ def make_dataset(path: str, run: RunArguments, processor: LlavaSPProcessor) -> C
         template=get_template(processor.conversation_template),
         num_image_tokens=processor.num_image_tokens_of if processor.tile_layout else processor.num_image_tokens,
         max_length=run.training.model_max_length,
+        replace_bad=replace_bad,
     )
 
 

@@ -15,6 +15,7 @@ from llava_sp.eval.inference import Failure, generate_answers, share_of
 from llava_sp.eval.questions import Question, check_images
 from llava_sp.model.trainable import plain_model
 from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.callbacks import stop
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
@@ -62,10 +63,15 @@ class BenchmarkCallback(TrainerCallback):
     def on_step_end(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluates where it is time to; a checkpoint of this step is saved after that and holds the scores."""
         every = evaluation_steps(args, state)
-        if state.global_step % every == 0 or state.global_step >= state.max_steps:
+        due = state.global_step % every == 0 or state.global_step >= state.max_steps
+        if due and not self.trainer.stopped_by:
             wanted = control.should_log
             with self.trainer.meter.paused():
-                self.trainer.log(self._evaluate())
+                scores = self._evaluate()
+            if self.trainer.asked_to_stop():
+                stop(control)  # and the scores are those of a part
+                return
+            self.trainer.log(scores)
             control.should_log = wanted  # logging has cleared it, and the loss of this step is still to come
 
     def _evaluate(self) -> dict[str, float]:
@@ -103,6 +109,8 @@ class BenchmarkCallback(TrainerCallback):
                     settings=benchmark.settings,
                     batch_size=trainer.args.per_device_eval_batch_size,
                 ):
+                    if trainer.signals.received:
+                        break
                     if not isinstance(answer, Failure):
                         given[question.key] = answer
         finally:

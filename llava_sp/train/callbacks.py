@@ -1,12 +1,16 @@
 """What happens around the steps: checks before the first, epochs, a stop on request."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.events import append
 from llava_sp.train.preflight import check_before_first_step
+from llava_sp.train.signals import Preempted
 from llava_sp.train.trainer import LlavaSPTrainer
+from llava_sp.utils.ranks import is_main
 
 
 class RunCallback(TrainerCallback):
@@ -39,7 +43,43 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Stops where `--stop_after_steps` says, with a checkpoint to continue from."""
+        """Stops where `--stop_after_steps` or a signal says, with a checkpoint to continue from."""
         if args.stop_after_steps is not None and args.stop_after_steps <= state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped_early = True
+        if self.trainer.asked_to_stop():
+            stop(control)
+        # The log goes to the checkpoint; without this, it would lose the steps since its last line.
+        control.should_log |= control.should_save
         return control
+
+    def on_epoch_end(
+        self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Logs where a checkpoint is saved at the end of an epoch."""
+        control.should_log |= control.should_save
+        return control
+
+    def on_prediction_step(
+        self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the run in the midst of an evaluation if a signal asks for it, with a checkpoint of the step before."""
+        if self.trainer.asked_to_stop():
+            self.trainer.save_checkpoint()
+            raise preempted(self.trainer)
+
+
+def stop(control: TrainerControl) -> None:
+    """Has the Trainer log and save after this step, and end."""
+    control.should_log = control.should_save = control.should_training_stop = True
+    control.should_evaluate = False  # whoever asks may not wait for it
+
+
+def preempted(trainer: LlavaSPTrainer) -> Preempted:
+    """Returns what ends a run that a signal stopped and that has saved a checkpoint."""
+    assert trainer.stopped_by is not None
+    state, output = trainer.state, Path(trainer.args.output_dir)
+    folder = output / f"checkpoint-{state.global_step}"
+    ended = Preempted(trainer.stopped_by, folder, state.global_step, state.max_steps)
+    if is_main():
+        append(output, "preempted", str(ended), signal=trainer.stopped_by.name, step=state.global_step)
+    return ended

@@ -211,7 +211,7 @@ def _place(staging: Path, output: Path, keep: int | None) -> None:
     shutil.rmtree(staging)
 
 
-def unsaved(output: Path, error: Exception) -> UserError:
+def unsaved(output: Path, error: BaseException) -> UserError:
     """Returns the error of a checkpoint that could not be written."""
     found = checkpoints(output)
     last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"

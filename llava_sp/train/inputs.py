@@ -134,19 +134,20 @@ def _source(path: str) -> str:
     return ""
 
 
-def check_data(dataset: ConversationDataset, extent: str) -> None:
-    """Looks for samples that would stop the training or teach nothing; shows a progress bar.
+def check_data(dataset: ConversationDataset, extent: str, max_bad_share: float) -> None:
+    """Looks for samples that cannot be read or teach nothing; shows a progress bar.
 
     Args:
         dataset: What the training will read.
         extent: `sample` for a thousand samples at random, `full` for all of them, `off` for none.
+        max_bad_share: Share of the samples that may be unreadable.
 
     Raises:
-        UserError: Some samples cannot be used; the message counts each kind of problem and names the first ones.
+        UserError: Too many samples cannot be used; the message counts each kind of problem and names the first ones.
     """
     if extent == "off":
         return
-    report = check_records(dataset, None if extent == "full" else CHECKED_SAMPLES)
+    report = check_records(dataset, None if extent == "full" else CHECKED_SAMPLES, max_bad_share=max_bad_share)
     if not report.ok:
         raise UserError(f"The data {dataset.records.path} cannot be trained on. {report}")
     logger.log(logging.WARNING if report.counts else logging.INFO, "%s", report)

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 from torch import nn
@@ -10,11 +9,9 @@ from torch import nn
 from llava_sp.model.loading import checkpoint_kind
 from llava_sp.model.trainable import part_modules, trainable_parameter_groups
 from llava_sp.train.checkpoint import DRY_SAVE
+from llava_sp.train.trainer import LlavaSPTrainer, all_finite
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
-
-if TYPE_CHECKING:
-    from llava_sp.train.trainer import LlavaSPTrainer
 
 logger = get_logger(__name__)
 
@@ -31,13 +28,15 @@ def check_trainables(model: nn.Module) -> None:
     assert not outside, f"LoRA outside the LLM: {outside[:3]}"
 
 
-def check_before_first_step(trainer: "LlavaSPTrainer") -> None:
+def check_before_first_step(trainer: LlavaSPTrainer) -> None:
     """Runs all checks of a trainer that is ready for its first step; a collective call.
 
     Raises:
-        UserError: DeepSpeed was asked for and does not drive the run, or the disk is too full for a checkpoint.
+        UserError: DeepSpeed was asked for and does not drive the run, a weight is not finite, or the disk is too full
+            for a checkpoint.
     """
     check_trainables(trainer.model)
+    all_finite(trainer.model.named_parameters(), "The weights to start from", "A file is damaged; fetch it again.")
     if trainer.args.deepspeed:
         engine = type(trainer.deepspeed).__name__
         if engine != "DeepSpeedEngine":
@@ -60,7 +59,7 @@ def check_before_first_step(trainer: "LlavaSPTrainer") -> None:
     trainer.wait_for_all()
 
 
-def _check_room(trainer: "LlavaSPTrainer", output: Path) -> None:
+def _check_room(trainer: LlavaSPTrainer, output: Path) -> None:
     """The result, and one checkpoint more than are kept, for the new one grows beside them."""
     model = trainer.model
     trained = [p for group in trainable_parameter_groups(model).values() for _, p in group]

@@ -16,7 +16,7 @@ from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import assembly, checkpoint, report
 from llava_sp.train.batch_plan import BatchPlan
 from llava_sp.train.benchmarks import BenchmarkCallback
-from llava_sp.train.callbacks import RunCallback
+from llava_sp.train.callbacks import RunCallback, preempted
 from llava_sp.train.command_line import RunArguments, build_arguments, collect, complete
 from llava_sp.train.inputs import check_data, check_inputs
 from llava_sp.train.preflight import check_trainables
@@ -67,10 +67,13 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")
     trainer, callback = make_trainer(model, processor, run)
     try:
-        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with trainer.signals:
+            result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            if trainer.stopped_by:
+                raise preempted(trainer)
+            finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(report.memory_advice(run)) from error
-    finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
 
 
 def show_plan(given: dict[str, Any], plan: BatchPlan) -> None:
@@ -109,10 +112,12 @@ def make_trainer(
     model: nn.Module, processor: LlavaSPProcessor, run: RunArguments
 ) -> tuple[LlavaSPTrainer, RunCallback]:
     """Opens and checks the data, and puts the trainer together."""
-    dataset = assembly.make_dataset(run.data.data_path, run, processor)
-    held_out = assembly.make_dataset(run.data.eval_data_path, run, processor) if run.data.eval_data_path else None
-    for data in filter(None, (dataset, held_out)):
-        on_first_rank(partial(check_data, data, run.data.check_data))
+    share = run.training.max_bad_share
+    paths = (run.data.data_path, run.data.eval_data_path)
+    opened = [assembly.make_dataset(path, run, processor, replace_bad=share > 0) for path in paths if path]
+    for data in opened:
+        on_first_rank(partial(check_data, data, run.data.check_data, share))
+    dataset, held_out = (*opened, None)[:2]
     trainer = LlavaSPTrainer(
         model=model,
         args=run.training,

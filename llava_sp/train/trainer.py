@@ -2,9 +2,10 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from llava_sp.model import loading
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import checkpoint as checkpointing
 from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.finite import check_finite
 from llava_sp.train.metrics import FlopCounter, Meter, count_supervised
 from llava_sp.train.optimizer import parameter_groups
+from llava_sp.train.quarantine import Quarantine
 from llava_sp.train.runtime import agree, on_first_rank
+from llava_sp.train.signals import StopSignals
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 
 class LlavaSPTrainer(Trainer):
@@ -64,6 +71,10 @@ class LlavaSPTrainer(Trainer):
         self.meter = Meter(args.device)
         self._group_rates: dict[str, float] = {}
         self._staging: Path | None = None
+        self.signals = StopSignals()
+        self.stopped_by: signal.Signals | None = None
+        if self.train_dataset is not None:
+            self.quarantine = Quarantine(Path(args.output_dir), len(self.train_dataset), args.max_bad_share)
         self.sampler: ModalityLengthSampler | None = None
 
     # ---- order of the data ----
@@ -112,6 +123,8 @@ class LlavaSPTrainer(Trainer):
         except (UserError, RuntimeError) as error:
             broken = user_error(error)
         agree(broken)
+        replaced = list(chain.from_iterable(batch.pop("replaced", []) for batch in batches))
+        self.quarantine.note(replaced, self.state.global_step + 1)
         batches, items = super().get_batch_samples(iter(batches), num_batches, device)
         for batch in batches:
             self.meter.count(batch, self.floating_point_ops(batch))
@@ -136,6 +149,10 @@ class LlavaSPTrainer(Trainer):
         In evaluation it is the mean over this batch of this rank, which `evaluation_loop` weighs.
         """
         sample_ids = inputs.pop("sample_ids")
+        for bad in inputs.pop("replaced", []):  # of the held-out data; that of the training is in quarantine by now
+            logger.warning(
+                "Held-out sample %r cannot be read, %r takes its place: %s", bad.sample_id, bad.by, bad.message
+            )
         inputs["use_cache"] = False  # a cache of keys and values is for generation
         supervised = count_supervised(inputs["labels"])
         items = num_items_in_batch if model.training else None
@@ -227,6 +244,9 @@ class LlavaSPTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves into a folder of its own, which takes its place when all ranks are through and all is on the disk."""
         output = Path(self.args.output_dir)
+        trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        step = self.state.global_step
+        all_finite(trained, f"After step {step} the weights", f"Nothing of it is saved; {self._last_checkpoint()}")
         self._staging = staging = output / checkpointing.STAGING
         with self.meter.paused():
             try:
@@ -241,6 +261,16 @@ class LlavaSPTrainer(Trainer):
                 self._staging = None
             self.wait_for_all()
             on_first_rank(partial(checkpointing.complete, staging, output, keep=self.args.save_total_limit))
+
+    def save_checkpoint(self) -> None:
+        """Saves a checkpoint of the last step done."""
+        self._save_checkpoint(self.model, trial=None)
+
+    def asked_to_stop(self) -> signal.Signals | None:
+        """Returns the signal that asked some rank to end a run that is not at its end; a collective call."""
+        if self.state.global_step < self.state.max_steps:
+            self.stopped_by = self.signals.agreed()
+        return self.stopped_by
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to do: a run that continues builds its model from the checkpoint in the first place."""
@@ -278,6 +308,20 @@ def user_error(error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     raise error
+
+
+def all_finite(weights: Iterable[tuple[str, torch.Tensor]], what: str, mend: str) -> None:
+    """Checks weights by `check_finite` on all ranks; a collective call.
+
+    Raises:
+        UserError: On some rank, some are not finite.
+    """
+    error = None
+    try:
+        check_finite(weights, what, mend)
+    except UserError as caught:
+        error = caught
+    agree(error)
 
 
 def is_disk_error(error: BaseException) -> bool:

@@ -12,13 +12,18 @@ MANIFEST_NAME = "manifest.json"
 _THREADS = min(8, os.cpu_count() or 1)
 """Hashing releases the interpreter's lock, and several files are hashed at a time."""
 
+_WRITES = 8
+"""Files that the disk is asked to write at a time."""
+
 
 def seal(folder: Path) -> None:
     """Writes a folder's manifest once all its files are on the disk, not only in memory."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        hashes = list(threads.map(sha256_file, files))
-        list(threads.map(sync, files))
+    # The disk writes while the processor hashes.
+    with ThreadPoolExecutor(_WRITES) as writing, ThreadPoolExecutor(_THREADS) as hashing:
+        written = writing.map(sync, files)
+        hashes = list(hashing.map(sha256_file, files))
+        list(written)
     for path in {file.parent for file in files} | {folder}:
         sync(path)
     entries = {

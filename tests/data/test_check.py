@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llava_sp.data.check import check_records
+from llava_sp.data.check import Report, check_records
 from llava_sp.data.problems import Problem
 from llava_sp.utils.errors import UserError
 from tests.data.test_dataset import record
@@ -115,3 +115,9 @@ def test_worker_processes_find_the_same(dataset: Any) -> None:
 def test_settings_are_not_taken_for_a_samples_fault(dataset: Any) -> None:
     with pytest.raises(UserError, match="--image_folder"):
         check_records(dataset(FINE, image_folder=""))
+
+
+def test_a_sample_of_the_data_may_hold_a_few_more_by_chance() -> None:
+    for checked, total, unreadable, ok in ((1000, 665_000, 4, True), (1000, 665_000, 5, False), (1000, 1000, 2, False)):
+        report = Report(total, max_bad_share=0.001, checked=checked, unreadable=unreadable)
+        assert report.ok is ok

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 
 from llava_sp.train import trainer
-from llava_sp.utils.ranks import rank
+from llava_sp.utils.ranks import rank, world_size
 
 Trainer = trainer.LlavaSPTrainer
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def is_last() -> bool:
+    """Whether this is the last rank."""
+    return rank() == world_size() - 1
 
 
 def kill_at_file_event(number: str) -> None:
@@ -73,6 +78,32 @@ def full_disk(limit: str) -> None:
     train, Trainer.training_step = Trainer.training_step, limited
 
 
+def signal_at_step(which: str) -> None:
+    """Sends a signal to this very process amid a step, on the last rank: `SIGTERM@3`."""
+    name, step = which.split("@")
+
+    def signalled(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+        if self.state.global_step + 1 == int(step) and is_last():
+            os.kill(os.getpid(), signal.Signals[name])
+        return train(self, *arguments, **kwargs)
+
+    train, Trainer.training_step = Trainer.training_step, signalled
+
+
+def signal_in_evaluation(name: str) -> None:
+    """Sends a signal to this very process in the second batch of an evaluation."""
+
+    def signalled(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            os.kill(os.getpid(), signal.Signals[name])
+        return predict(self, *arguments, **kwargs)
+
+    seen = 0
+    predict, Trainer.prediction_step = Trainer.prediction_step, signalled
+
+
 def pause_at_step(step: str) -> None:
     """Waits two seconds before a step."""
 
@@ -85,11 +116,11 @@ def pause_at_step(step: str) -> None:
 
 
 def not_finite(where: str) -> None:
-    """Makes a loss, a gradient, an input or a weight NaN in one step: `loss@3`, on the last rank."""
+    """Makes a loss, gradient, input, weight or the result of an update NaN in one step: `loss@3`, on the last rank."""
     what, step = where.split("@")
-    if rank() != int(os.environ.get("WORLD_SIZE", "1")) - 1:
+    if not is_last():
         return
-    compute = Trainer.compute_loss
+    compute = trainer.Trainer.compute_loss
 
     def spoil(self: Any, model: Any, inputs: dict[str, Any], *arguments: Any, **kwargs: Any) -> Any:
         now = self.state.global_step + 1 == int(step) and model.training
@@ -98,14 +129,25 @@ def not_finite(where: str) -> None:
             trained[-1].data.view(-1)[0] = torch.nan
         if now and what == "input" and "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"] * torch.nan
-        loss = compute(self, model, inputs, *arguments, **kwargs)
+        loss, outputs = compute(self, model, inputs, *arguments, **kwargs)
         if now and what == "loss":
             loss = loss * torch.nan
         if now and what == "gradient":
             loss.register_hook(lambda gradient: gradient * torch.inf)
-        return loss
+        return loss, outputs
 
-    Trainer.compute_loss = spoil
+    trainer.Trainer.compute_loss = spoil
+    if what == "update":
+        end = Trainer.note_learning_rates
+
+        def spoil_update(self: Any) -> None:
+            end(self)
+            if self.state.global_step + 1 == int(step):
+                next(parameter for parameter in self.model.parameters() if parameter.requires_grad).data.fill_(
+                    torch.nan
+                )
+
+        Trainer.note_learning_rates = spoil_update
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ class Runs:
         argv = [*parts, *files, *recipe, "--output_dir", str(self.folder / output), *flags]
         self._started += 1
         told = self.folder / f"output-{self._started}.txt"
+        told.touch()
         group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         processes: list[int] = []
         for rank in range(ranks):

@@ -20,6 +20,8 @@ from llava_sp.train.quarantine import QUARANTINE_NAME, Quarantine
 from llava_sp.utils.errors import UserError
 from tests.data.conftest import VISUAL, Pixels, image_token_id, tokenizer  # noqa: F401 - fixtures
 from tests.reliability.bad_data import ODD_IMAGES, BadData, make_bad_data
+from tests.reliability.counting import COUNTS
+from tests.reliability.runs import ZERO_2, Runs, bits
 from tests.train.test_quarantine import on_ranks
 
 BAD = {
@@ -146,3 +148,28 @@ def test_more_than_may_be_stop_the_run(data: BadData, dataset: ConversationDatas
     read_all(dataset, tmp_path, max_share=data.share)
     with pytest.raises(UserError, match=r"of 45 samples cannot be read"):
         read_all(dataset, tmp_path, max_share=data.share * 0.99)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0)])
+def test_a_training_on_them_counts_each_once(runs: Runs, data: BadData, ranks: int, workers: int) -> None:
+    flags = ["--data_path", str(data.data_path), "--image_folder", str(data.image_folder), "--max_bad_share", "0.5"]
+    flags += ["--dataloader_num_workers", str(workers), *(ZERO_2 if ranks > 1 else [])]
+    output = f"bad-{ranks}-{workers}"
+    done = runs.run(output, *flags, ranks=ranks, fault=f"log_ids:{runs / output}.ids")
+    assert set(done.codes) == {0}, done.text
+    lines = (runs / output / QUARANTINE_NAME).read_text().splitlines()
+    assert {entry["id"]: entry["problem"] for entry in map(json.loads, lines)} == data.bad
+    assert len(lines) == len(data.bad)
+    if (first := runs / "bad-1-0") != runs / output:
+        assert (runs / output / QUARANTINE_NAME).read_text() == (first / QUARANTINE_NAME).read_text()
+        assert bits(runs / output).keys() == bits(first).keys()
+    COUNTS["faults injected"] += len(data.bad)
+    COUNTS["faults survived"] += len(lines)
+
+
+def test_a_training_on_too_many_of_them_stops(runs: Runs, data: BadData) -> None:
+    flags = ["--data_path", str(data.data_path), "--image_folder", str(data.image_folder), "--max_bad_share", "0.1"]
+    stopped = runs.run("bad-too-many", *flags)
+    assert stopped.codes == [2], stopped.text
+    assert "raise --max_bad_share, now 0.1" in stopped.text
+    assert "Traceback" not in stopped.text

@@ -104,7 +104,7 @@ def test_bad_data_is_told_before_the_first_step(flags: list[str], tmp_path: Path
     (tmp_path / "3.png").write_text("no picture")
     with pytest.raises(UserError, match=r"(?s)cannot be trained on.*cannot be decoded.*record3"):
         train([*flags, "--output_dir", str(tmp_path / "out"), "--check_data", extent], ranks=1)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "run.json"]
 
 
 def test_bad_held_out_data_is_told_before_the_first_step(flags: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A signal that asks a run to end, on any rank: it saves within the step, says so, and continues to the same bits."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llava_sp.train import checkpoint
+from llava_sp.train.events import read
+from llava_sp.train.signals import SAVED_EXIT_CODE
+from tests.reliability.counting import COUNTS
+from tests.reliability.runs import ZERO_2, Runs, bits, steps_of
+from tests.reliability.test_crashes import SOAK
+
+RARELY = ["--save_steps", "100", "--logging_steps", "3"]
+"""No checkpoint but at the end, so that the signal alone is why there is one."""
+
+FLAGS = {1: RARELY, 2: [*RARELY, *ZERO_2]}
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> Callable[[int], Path]:
+    """Runs that nothing happens to, by their number of ranks."""
+
+    def get(ranks: int) -> Path:
+        folder = runs / f"preempt-whole-{ranks}"
+        if not folder.exists():
+            done = runs.run(folder.name, *FLAGS[ranks], ranks=ranks)
+            assert set(done.codes) == {0}, done.text
+        return folder
+
+    return get
+
+
+def assert_stopped(folder: Path, name: str) -> int:
+    """Asserts that a run has saved and stopped; returns the step."""
+    saved = checkpoint.checkpoints(folder)
+    assert len(saved) == 1
+    checkpoint.verify(saved[0])
+    assert not (folder / "llava_sp.json").exists()  # no result that looks complete
+    assert not (folder / "metrics.json").exists()
+    event = read(folder)[-1]
+    assert (event["event"], event["signal"]) == ("preempted", name)
+    assert saved[0].name == f"checkpoint-{event['step']}"
+    return int(event["step"])
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "ranks"), [("SIGTERM", 1, 1), ("SIGINT", 3, 1), ("SIGUSR1", 4, 2), ("SIGTERM", 6, 1)]
+)
+def test_a_signal_amid_a_step_saves_that_step(
+    runs: Runs, whole: Callable[[int], Path], name: str, step: int, ranks: int
+) -> None:
+    before, output = whole(ranks), f"preempt-{name}-{step}"
+    stopped = runs.run(output, *FLAGS[ranks], ranks=ranks, fault=f"signal_at_step:{name}@{step}")
+    assert set(stopped.codes) == {SAVED_EXIT_CODE}, stopped.text
+    assert stopped.text.count("the same command continues") == 1
+    assert f"{name}: saved {runs / output}/checkpoint-{step}, after step {step} of" in stopped.text
+    assert "Traceback" not in stopped.text
+    assert assert_stopped(runs / output, name) == step
+    again = runs.run(output, *FLAGS[ranks], ranks=ranks)
+    assert set(again.codes) == {0}, again.text
+    equal = bits(runs / output) == bits(before)
+    COUNTS["faults injected"] += 1
+    COUNTS["faults survived"] += 1
+    COUNTS["runs ended with the bits of an undisturbed one"] += equal
+    assert equal
+
+
+def test_a_signal_at_the_last_step_lets_the_run_end(runs: Runs, whole: Callable[[int], Path]) -> None:
+    done = runs.run("preempt-last", *FLAGS[1], fault="signal_at_step:SIGTERM@8")
+    assert done.codes == [0], done.text
+    assert bits(runs / "preempt-last") == bits(whole(1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_signals_at_random_moments_to_one_rank(runs: Runs, whole: Callable[[int], Path], ranks: int) -> None:
+    before = whole(ranks)
+    chosen = random.Random(ranks)  # noqa: S311
+    output, left = "", SOAK or 2
+    while left:
+        output = f"preempt-random-{ranks}-{left}"
+        run = runs.start(output, *FLAGS[ranks], ranks=ranks, fault="pause_at_step:2")
+        while "samples per step" not in run.text:  # then it is about to start, and the signals are handled soon
+            time.sleep(0.01)
+        time.sleep(chosen.uniform(1, 3))
+        os.kill(chosen.choice(run.processes), signal.SIGTERM)
+        run.wait()
+        if set(run.codes) == {SAVED_EXIT_CODE}:
+            assert assert_stopped(runs / output, "SIGTERM") >= 1
+            left -= 1
+            again = runs.run(output, *FLAGS[ranks], ranks=ranks)
+            assert set(again.codes) == {0}, again.text
+            equal = bits(runs / output) == bits(before)
+            COUNTS["faults injected"] += 1
+            COUNTS["faults survived"] += 1
+            COUNTS["runs ended with the bits of an undisturbed one"] += equal
+            assert equal
+        else:  # before the first step, or after the last one
+            assert set(run.codes) <= {0, -signal.SIGTERM, 1, 143}, run.text
+        shutil.rmtree(runs / output)
+
+
+def test_a_signal_amid_an_evaluation_saves_at_once(runs: Runs) -> None:
+    held_out = ["--eval_data_path", str(runs / "data.json"), "--eval_strategy", "steps", "--eval_steps", "2"]
+    flags = [*FLAGS[1], *held_out, "--per_device_eval_batch_size", "2"]
+    stopped = runs.run("preempt-eval", *flags, fault="signal_in_evaluation:SIGTERM")
+    assert stopped.codes == [SAVED_EXIT_CODE], stopped.text
+    assert assert_stopped(runs / "preempt-eval", "SIGTERM") == 2
+    whole, again = runs.run("preempt-eval-whole", *flags), runs.run("preempt-eval", *flags)
+    assert whole.codes == again.codes == [0], again.text
+    assert bits(runs / "preempt-eval") == bits(runs / "preempt-eval-whole")
+
+
+def test_the_log_has_the_mean_of_all_steps(runs: Runs) -> None:
+    """Also where a checkpoint falls between two lines of the log."""
+    runs.run("log-cut", *FLAGS[1], fault="signal_at_step:SIGTERM@4")
+    assert runs.run("log-cut", *FLAGS[1]).codes == [0]
+    assert [line["step"] for line in steps_of(runs / "log-cut")] == [3, 4, 6, 8]
