@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +24,14 @@ from llava_sp.data.json_stream import scan_records
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import atomic_path
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 """Counts up when the layout of the index changes, so that an older one is not read."""
 
 ENTRY = np.dtype([("start", "<u8"), ("size", "<u4"), ("words", "<u4"), ("has_image", "?")])
-"""One record in the index: its first byte, its bytes, its whitespace-separated words in all turns, its modality."""
+"""One record in the index: its first byte, its bytes, its whitespace-separated words in all turns, its modality.
+
+A last entry, of no record, starts at the checksum of the others.
+"""
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
@@ -55,28 +59,45 @@ class Records:
 
     Attributes:
         path: The data file.
+
+    Raises:
+        UserError: The index is not that of the file as it is now.
     """
 
     def __init__(self, path: Path, index: Path) -> None:
         self.path = path
         self._index = index
-        self._entries = np.load(index, mmap_mode="r")
         self._file = path.open("rb")
+        self._check_unchanged()
+        entries = _load(index)
+        if entries is None:
+            raise UserError(f"The index {index} of {path} is damaged or gone; remove it, and start again.")
+        self._entries = entries
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, position: int) -> Record:
         entry = self._entries[position]
+        self._check_unchanged()
         # pread has no position of its own: worker processes that inherit the open file do not disturb each other.
         content = os.pread(self._file.fileno(), int(entry["size"]), int(entry["start"]))
+        position %= len(self)
         try:
-            return _parse(json.loads(content), position % len(self), self.path)
+            value = json.loads(content)
+        except RecursionError:  # there may be less room for it than when the index was built
+            raise UserError(f"Record {position + 1} of {self.path} is nested too deeply.") from None
         except ValueError:
-            raise UserError(f"{self.path} was changed while it was in use: record {position} is not there.") from None
+            mend = f"remove {self._index}, and it is built anew"
+            raise UserError(f"Record {position + 1} of {self.path} is not where its index says; {mend}.") from None
+        return _parse(value, position, self.path)
 
     def __reduce__(self) -> tuple[type, tuple[Path, Path]]:
         return type(self), (self.path, self._index)
+
+    def _check_unchanged(self) -> None:
+        if not self._index.name.endswith(_ending(os.fstat(self._file.fileno()))):
+            raise UserError(f"The data file {self.path} was changed while it was in use; start again.")
 
     @property
     def modality_lengths(self) -> np.ndarray:
@@ -99,18 +120,32 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
     if not path.is_file():
         raise UserError(f"The data file {path} does not exist.")
     path = path.resolve()
-    state = path.stat()
-    key = f"{state.st_size:x}-{state.st_mtime_ns:x}-{INDEX_FORMAT}"
     folder = Path(cache_dir) if cache_dir else path.parent if os.access(path.parent, os.W_OK) else _user_cache(path)
-    index = folder / f".{path.name}.{key}.index.npy"
-    if not index.is_file():
+    index = folder / f".{path.name}{_ending(path.stat())}"
+    if _load(index) is None:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(path):
-            if not index.is_file():  # another process may have built it while this one waited
+            if _load(index) is None:  # another process may have built it while this one waited
                 _build(path, index)
-                for outdated in set(folder.glob(f".{glob.escape(path.name)}.*.index.npy")) - {index}:
-                    outdated.unlink(missing_ok=True)
+                for other in set(folder.glob(f".{glob.escape(path.name)}.*.index.npy")) - {index}:
+                    if other.name.count(".") == index.name.count("."):  # else it is that of NAME.SOMETHING
+                        other.unlink(missing_ok=True)
     return Records(path, index)
+
+
+def _ending(state: os.stat_result) -> str:
+    """Returns how the name of a file's index ends, which tells another state of the file."""
+    return f".{state.st_size:x}-{state.st_mtime_ns:x}-{INDEX_FORMAT}.index.npy"
+
+
+def _load(index: Path) -> np.ndarray | None:
+    """Maps an index into memory; None if there is none, or a damaged one."""
+    try:
+        entries = np.lib.format.open_memmap(index, mode="r")
+        whole = entries.dtype == ENTRY and len(entries) > 1 and entries[-1]["start"] == zlib.crc32(entries[:-1])
+    except Exception:  # numpy raises anything on a damaged header
+        return None
+    return entries[:-1] if whole else None
 
 
 def _user_cache(path: Path) -> Path:
@@ -143,8 +178,10 @@ def _build(path: Path, index: Path) -> None:
             bar.update(start + size - bar.n)
     if not starts:
         raise UserError(f"The data file {path} holds no records.")
-    entries = np.empty(len(starts), ENTRY)
-    entries["start"], entries["size"], entries["words"], entries["has_image"] = starts, sizes, words, images
+    entries = np.zeros(len(starts) + 1, ENTRY)
+    for field, column in zip(("start", "size", "words", "has_image"), (starts, sizes, words, images), strict=True):
+        entries[field][:-1] = column
+    entries[-1]["start"] = zlib.crc32(entries[:-1])
     with atomic_path(index) as temporary, temporary.open("wb") as file:
         np.save(file, entries)
 
@@ -157,8 +194,10 @@ def _parse(content: Any, position: int, path: Path) -> Record:
     """
     if not isinstance(content, dict):
         raise UserError(f"Record {position + 1} of {path} is not a JSON object.")
-    identity = str(content.get("id", position))
-    image, turns = content.get("image"), content.get("conversations")
+    own, image, turns = (content.get(name) for name in ("id", "image", "conversations"))
+    if isinstance(own, list | dict):
+        raise UserError(f"Record {position + 1} of {path}: 'id' must be a text or a number.")
+    identity = str(position if own is None else own)
     where = f"Record {position + 1} of {path} (id {identity!r})"
     if image is not None and not isinstance(image, str):
         raise UserError(f"{where}: 'image' must be one path, not {type(image).__name__}.")

@@ -4,7 +4,10 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,9 +73,11 @@ def test_lengths_are_words_and_their_sign_the_modality(tmp_path: Path) -> None:
 def test_ids_may_be_numbers_or_absent_and_an_image_null(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hi"}]
     content = [{"id": 17, "conversations": turns}, {"image": None, "conversations": turns}]
+    content.append({"id": None, "conversations": turns})
     assert list(open_records(write(tmp_path / "data.json", content))) == [
         Record("17", None, turns),
         Record("1", None, turns),
+        Record("2", None, turns),
     ]
 
 
@@ -100,6 +105,7 @@ def test_ids_may_be_numbers_or_absent_and_an_image_null(tmp_path: Path) -> None:
         ),
         ([sample(0, "Hi \ud83d")], ["'s0'", "half a character"]),
         ([{"id": "x7", "image": ["a", "b"], "conversations": []}], ["'x7'", "one path"]),
+        ([{"id": ["x7"], "conversations": []}], ["Record 1", "'id' must be a text or a number"]),
     ],
 )
 def test_a_wrong_file_is_refused_and_leaves_nothing(content: Any, culprits: list[str], tmp_path: Path) -> None:
@@ -151,6 +157,52 @@ def test_a_file_that_changes_in_use_is_noticed(tmp_path: Path) -> None:
     write(path, "[" + " " * 1000 + "]")
     with pytest.raises(UserError, match="changed while it was in use"):
         opened[1]
+
+
+def test_a_damaged_index_is_built_anew(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.json", [sample(0), sample(1)])
+    open_records(path)
+    (index,) = tmp_path.glob("*.npy")
+    whole = index.read_bytes()
+    for damaged in (b"", b"PK", whole[:-17], whole.replace(b"(3,)", b"(2,)"), whole[:-20] + b"x" + whole[-19:]):
+        index.write_bytes(damaged)
+        assert [record.id for record in open_records(path)] == ["s0", "s1"]
+        assert index.read_bytes() == whole
+
+
+def test_the_index_of_a_file_with_a_longer_name_stays(tmp_path: Path) -> None:
+    for name in ("data.json.old", "data.json"):
+        open_records(write(tmp_path / name, [sample(0)]))
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_a_file_that_changes_after_all_is_not_read_by_another_process(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.json", [sample(0)])
+    packed = pickle.dumps(open_records(path))
+    open_records(write(path, [sample(5), sample(6)]))
+    with pytest.raises(UserError, match="changed while it was in use"):
+        pickle.loads(packed)  # noqa: S301
+
+
+def test_a_record_that_is_too_deep_for_where_it_is_read_is_told(tmp_path: Path) -> None:
+    nested = "[" * 800 + "]" * 800
+    opened = open_records(write(tmp_path / "data.json", f'[{{"conversations": [], "more": {nested}}}]'))
+
+    def read(depth: int) -> Record:
+        return read(depth - 1) if depth else opened[0]
+
+    with suppress(UserError):  # whether there is room depends on the version of Python
+        assert read(sys.getrecursionlimit() // 2) == Record("0", None, [])
+
+
+def test_a_record_much_longer_than_a_block_takes_few_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+    decoder = SimpleNamespace(raw_decode=lambda *where: (attempts.append(1), json.JSONDecoder().raw_decode(*where))[1])
+    monkeypatch.setattr(json_stream, "_BLOCK", 8)
+    monkeypatch.setattr(json_stream, "_DECODER", decoder)
+    long = sample(0, question="x" * 100_000)
+    assert list(open_records(write(tmp_path / "data.json", [long]))) == as_records([long])
+    assert len(attempts) < 20
 
 
 def test_records_travel_to_other_processes_without_their_content(tmp_path: Path) -> None:
