@@ -142,7 +142,7 @@ def _load(index: Path) -> np.ndarray | None:
     """Maps an index into memory; None if there is none, or a damaged one."""
     try:
         entries = np.lib.format.open_memmap(index, mode="r")
-        whole = entries.dtype == ENTRY and len(entries) > 1 and entries[-1]["start"] == zlib.crc32(entries[:-1])
+        whole = entries.dtype == ENTRY and len(entries) > 1 and entries[-1]["start"] == zlib.crc32(entries[:-1].data)
     except Exception:  # numpy raises anything on a damaged header
         return None
     return entries[:-1] if whole else None
@@ -181,7 +181,7 @@ def _build(path: Path, index: Path) -> None:
     entries = np.zeros(len(starts) + 1, ENTRY)
     for field, column in zip(("start", "size", "words", "has_image"), (starts, sizes, words, images), strict=True):
         entries[field][:-1] = column
-    entries[-1]["start"] = zlib.crc32(entries[:-1])
+    entries[-1]["start"] = zlib.crc32(entries[:-1].data)
     with atomic_path(index) as temporary, temporary.open("wb") as file:
         np.save(file, entries)
 
