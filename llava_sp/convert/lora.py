@@ -3,30 +3,35 @@
 from collections.abc import Callable
 
 import torch
-from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from llava_sp.convert.tensors import ADAPTER_FILES, Tensors, find_weights, read_tensors
+from llava_sp.model.partial import read_lora_config
 from llava_sp.model.parts import explained
 from llava_sp.utils.errors import UserError
 
 PEFT_PREFIX = "base_model.model."
 
 
-def read_adapter(home: str) -> tuple[Tensors, Tensors]:
+def read_adapter(home: str, names: tuple[str, ...] = ADAPTER_FILES) -> tuple[Tensors, Tensors]:
     """Opens a PEFT adapter.
 
     Args:
         home: Its folder or Hub name.
+        names: Files to look for; the first that is there is read.
 
     Returns:
         The LoRA matrices, and the modules saved whole beside them; names are those of the model that was wrapped.
+
+    Raises:
+        UserError: None of the files is there, or it is damaged.
     """
-    tensors = {
-        name.removeprefix(PEFT_PREFIX): tensor
-        for name, tensor in read_tensors(find_weights(home, ADAPTER_FILES)).items()
-    }
+    files = find_weights(home, names)
+    if not files:
+        raise UserError(f"{home} holds no adapter; there is no {' or '.join(names)}.")
+    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(files).items()}
     lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     return lora, {name: tensor for name, tensor in tensors.items() if name not in lora}
 
@@ -73,9 +78,7 @@ def _merge(scale: float) -> Callable[..., torch.Tensor]:
 def _adapted_layers(model: PreTrainedModel, home: str) -> dict[str, float]:
     """Returns the scale of each adapted layer, by its name in the model."""
     with explained("the adapter", home):
-        config = PeftConfig.from_pretrained(home)
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"{home}/adapter_config.json is of type {config.peft_type}; only LORA can be merged.")
+        config = read_lora_config(home)
     if config.use_dora or config.lora_bias or config.bias != "none" or config.fan_in_fan_out:
         raise UserError(f"{home}/adapter_config.json asks for DoRA, biases or fan_in_fan_out; merge it with PEFT.")
     with torch.device("meta"), explained("the adapter", home):

@@ -106,8 +106,9 @@ def import_official(
         for part, home in ((text_config, source.llm), (vision_config, tower_home)):
             part.name_or_path = parts.absolute(home)  # where an export finds tokenizer and tower again
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        fields = {**_vision_fields(source.config), **layout.fields}
-        config = parts.join_configs(text_config, vision_config, image_token_id, fields)
+        with parts.explained("the configuration", str(checkpoint)):
+            fields = {**_vision_fields(source.config), **layout.fields}
+            config = parts.join_configs(text_config, vision_config, image_token_id, fields)
 
         tensors = _llm_and_tower(source, tower_home)
         dtype = dtype or saved_dtype(tensors)
@@ -170,8 +171,8 @@ def _layout(source: Source, vision_config: PreTrainedConfig, variant: str | None
 def _llm_and_tower(source: Source, tower_home: str) -> Tensors:
     weights = source.weights
     if source.lora:
-        with torch.device("meta"):
-            llm = AutoModelForCausalLM.from_config(source.text_config)
+        with torch.device("meta"), parts.explained("the LLM", source.llm):
+            llm = AutoModelForCausalLM.from_config(source.text_config, trust_remote_code=False)
         weights = merge_lora(weights, source.lora, source.home, llm, source.llm)
     tensors = {llm_name(name): tensor for name, tensor in weights.items()}
     if source.kind == "llava-hf":  # less the rows that are not the LLM's
@@ -241,8 +242,8 @@ def _tower_home(source: Source) -> str:
     name = source.config.get("mm_vision_tower")
     if not name:
         raise UserError(f"{source.home}/config.json names no mm_vision_tower; give --vision-tower.")
-    beside = Path(source.home) / name
-    return str(beside) if beside.is_dir() else name
+    beside = Path(source.home, str(name))
+    return str(beside if beside.is_dir() else name)
 
 
 def _own_rows(source: Source, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from llava_sp.convert.lora import merge_lora, read_adapter
-from llava_sp.convert.tensors import FULL_FILES, LazyTensor, Tensors, find_weights, read_tensors
+from llava_sp.convert.tensors import ADAPTER_FILES, FULL_FILES, LazyTensor, Tensors, find_weights, read_tensors
 from llava_sp.convert.writing import write_weights
 from llava_sp.model import loading
 from llava_sp.model.bases import check_base, resolve_parts
@@ -106,7 +106,7 @@ def describe(config: LlavaSPConfig, processor: LlavaSPProcessor, *, stage: str, 
 
 def empty_model(config: LlavaSPConfig) -> LlavaSPForCausalLM:
     """Returns the model without any values, for its names and shapes."""
-    with torch.device("meta"):
+    with torch.device("meta"), explained("the configuration", config.name_or_path):
         return LlavaSPForCausalLM(config)
 
 
@@ -175,10 +175,10 @@ def with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     return tensor.then(lambda value: F.pad(value[:rows], (0, 0, 0, max(0, rows - value.shape[0]))))
 
 
-def _weights_of(home: str) -> list[Path]:
-    if files := find_weights(home, FULL_FILES):
+def _weights_of(home: str, names: tuple[str, ...] = FULL_FILES) -> list[Path]:
+    if files := find_weights(home, names):
         return files
-    raise UserError(f"{home} holds no weights; none of {', '.join(FULL_FILES)} is there.")
+    raise UserError(f"{home} holds no weights; there is no {' or '.join(names)}.")
 
 
 def _without_buffers(tensors: Tensors) -> Tensors:
@@ -187,7 +187,7 @@ def _without_buffers(tensors: Tensors) -> Tensors:
 
 def _read_weights(path: str, card: Card, config: LlavaSPConfig, base: str | None, *, allow_other_base: bool) -> Tensors:
     if card.kind == "full":
-        return read_tensors(_weights_of(path))
+        return read_tensors(_weights_of(path, FULL_FILES[:1]))  # no pickles: we write none
     parts = resolve_parts(path, card, base)
     if "model" in parts:
         tensors = read_checkpoint(parts["model"], allow_other_base=allow_other_base).tensors
@@ -200,7 +200,7 @@ def _read_weights(path: str, card: Card, config: LlavaSPConfig, base: str | None
     if card.kind == "projector":
         own = read_tensors(find_weights(path, (PROJECTOR_NAME,)))
     else:
-        lora, own = read_adapter(path)
+        lora, own = read_adapter(path, ADAPTER_FILES[:1])
         tensors = merge_lora(tensors, lora, path, empty_model(config), parts.get("llm") or parts["model"])
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(PROJECTOR)}
     return kept | own

@@ -19,6 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from llava_sp.convert.source import Source
 from llava_sp.convert.tensors import Tensors
 from llava_sp.model import parts
+from llava_sp.model.partial import read_lora_config
 
 Weights = dict[str, torch.Tensor]
 
@@ -85,7 +86,9 @@ def load_llm(source: Source) -> nn.Module:
     if source.kind == "full":
         return _from_state(AutoModelForCausalLM, source.text_config, source.weights)
     llm = parts.load_llm(source.llm)
-    return PeftModel.from_pretrained(llm, source.home).eval() if source.lora else llm
+    if not source.lora:
+        return llm
+    return PeftModel.from_pretrained(llm, source.home, config=read_lora_config(source.home)).eval()
 
 
 def spatial_tokens(grid: torch.Tensor, weights: Weights) -> torch.Tensor:
@@ -145,7 +148,7 @@ def _output(tokens: torch.Tensor, name: str, weights: Weights) -> torch.Tensor:
 
 def _from_state(auto_class: Any, config: PreTrainedConfig, tensors: Tensors) -> PreTrainedModel:
     with torch.device("meta"):
-        model_class = type(auto_class.from_config(config))
+        model_class = type(auto_class.from_config(config, trust_remote_code=False))
     state = {name: tensor.read() for name, tensor in tensors.items()}
     dtype = next(iter(state.values())).dtype
     return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()

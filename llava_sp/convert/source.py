@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, LlavaConfig, PreTrainedConfig
 
 from llava_sp.convert.lora import read_adapter
 from llava_sp.convert.ours import BUFFERS, read_llm
@@ -25,8 +25,9 @@ from llava_sp.convert.tensors import (
 )
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.parts import explained
+from llava_sp.model.trust import read_config, without_kernels
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json
+from llava_sp.utils.files import read_json_object
 
 TOWER_PREFIX = "vision_tower.vision_tower."
 LLM_PREFIXES = ("layers.", "embed_tokens.", "norm.", "lm_head.")
@@ -80,7 +81,7 @@ def read_source(home: str, base: str | None = None) -> Source:
         UserError: It is none; the message lists the files that were looked for.
     """
     config_file = find_file(home, "config.json")
-    config = read_json(config_file) if config_file else {}
+    config = read_json_object(config_file) if config_file else {}
     kind, files = _find(home)
     tensors = read_tensors(files)
     text_config = None
@@ -101,7 +102,7 @@ def read_source(home: str, base: str | None = None) -> Source:
     if text_config is None:
         llm = base or _named_base(home, kind)
         with explained("the LLM", llm):
-            text_config = AutoConfig.from_pretrained(llm)
+            text_config = read_config(llm)
         weights = read_llm(llm) | weights
     return Source(
         home=home,
@@ -146,7 +147,7 @@ def _from_hf(name: str) -> str:
 def _llava_fields(home: str) -> tuple[dict[str, Any], PreTrainedConfig]:
     """Returns LLaVA's fields of a configuration of transformers' LLaVA, and the LLM's configuration."""
     with explained("the configuration", home):
-        config = AutoConfig.from_pretrained(home)
+        config = read_config(home)
     if isinstance(config, LlavaSPConfig):
         raise UserError(f"{home} is a checkpoint of this project already; there is nothing to import.")
     if type(config) is not LlavaConfig:
@@ -163,18 +164,20 @@ def _llava_fields(home: str) -> tuple[dict[str, Any], PreTrainedConfig]:
 
 
 def _text_config(home: str, config: dict[str, Any]) -> PreTrainedConfig:
-    if config.get("model_type") not in LLM_TYPES:
+    model_type = str(config.get("model_type"))
+    if model_type not in LLM_TYPES:
         raise UserError(
-            f"{home}/config.json has model type {config.get('model_type')!r}; official checkpoints have one of "
+            f"{home}/config.json has model type {model_type!r}; official checkpoints have one of "
             f"{', '.join(LLM_TYPES)}."
         )
     ours = ("model_type", "architectures")
-    fields = {name: value for name, value in config.items() if name not in ours and value is not None}
-    return CONFIG_MAPPING[LLM_TYPES[config["model_type"]]].from_dict(fields)
+    fields = {name: value for name, value in without_kernels(config).items() if name not in ours and value is not None}
+    with explained("the configuration", home):
+        return CONFIG_MAPPING[LLM_TYPES[model_type]].from_dict(fields)
 
 
 def _named_base(home: str, kind: str) -> str:
     file = find_file(home, "adapter_config.json")
-    if name := (read_json(file) if file else {}).get("base_model_name_or_path"):
-        return name
+    if name := (read_json_object(file) if file else {}).get("base_model_name_or_path"):
+        return str(name)
     raise UserError(f"{home} holds a {kind} output, which stands on an LLM; give it with --base.")

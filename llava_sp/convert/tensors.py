@@ -6,7 +6,6 @@ checked before a byte is written; the values pass through memory one tensor at a
 This is also the one place that reads pickles, restricted to plain tensors.
 """
 
-import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from llava_sp.model.parts import explained
+from llava_sp.model.parts import explained, reason
+from llava_sp.model.trust import shard_names
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json
 
 FULL_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -93,11 +92,11 @@ def find_weights(home: str, names: tuple[str, ...]) -> list[Path]:
     """Returns the files of the first of `names` that is there, all its shards if it has an index; else nothing.
 
     Raises:
-        UserError: A shard that the index names is missing.
+        UserError: A shard that the index names is missing, or does not lie beside it.
     """
     for name in names:
         if index := find_file(home, f"{name}.index.json"):
-            return [_find_shard(home, index, shard) for shard in sorted(set(read_json(index)["weight_map"].values()))]
+            return [_find_shard(home, index, shard) for shard in shard_names(index)]
         if file := find_file(home, name):
             return [file]
     return []
@@ -116,8 +115,6 @@ def read_tensors(files: list[Path]) -> Tensors:
 
 
 def _find_shard(home: str, index: Path, shard: str) -> Path:
-    if Path(shard).name != shard:
-        raise UserError(f"{index} names the shard {shard!r}; a shard must lie beside its index.")
     file = find_file(home, shard)
     if file is None:
         raise UserError(f"{index.parent / shard} is missing, though {index.name} names it. Was the download cut short?")
@@ -156,7 +153,9 @@ def _open_pickle(file: Path) -> Tensors:
 def _unpickle(file: Path, mapped: bool) -> dict[str, torch.Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # on what is no pickle of tensors, torch raises anything
         raise _damaged(file, error) from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"{file} holds no dictionary of tensors.")
@@ -164,5 +163,4 @@ def _unpickle(file: Path, mapped: bool) -> dict[str, torch.Tensor]:
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
-    reason = str(error).split("\n")[0][:200]
-    return UserError(f"{file} is damaged, or holds something else than tensors; none of it was run. ({reason})")
+    return UserError(f"{file} is damaged, or holds something else than tensors; none of it was run. ({reason(error)})")

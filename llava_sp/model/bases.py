@@ -8,7 +8,7 @@ from llava_sp.model.fingerprint import same_weights
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.parts import absolute, explained
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json
+from llava_sp.utils.files import read_json_object
 
 SIZES = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
 
@@ -86,4 +86,4 @@ def model_type(path: str) -> str:
         found = cached_file(path, "config.json")
     if found is None:
         raise UserError(f"{path} holds no config.json, so it is no checkpoint.")
-    return read_json(found).get("model_type", "unknown")
+    return str(read_json_object(found).get("model_type", "unknown"))

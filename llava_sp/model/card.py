@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_json
@@ -55,12 +55,28 @@ class Card:
         Raises:
             UserError: It is not one, or a later version of this package wrote it.
         """
-        fields = read_json(path)
+        values = read_json(path)
         required = {"kind", "parts", "stage", "conversation_template", "spatial"}
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT or not required <= set(fields):
+        if not isinstance(values, dict) or values.get("format") != FORMAT or not required <= set(values):
             raise UserError(f"{path} is no card of format {FORMAT}. Was it written by a later version of llava_sp?")
         known = {item.name for item in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in fields.items() if name in known})
+        card = cls(**{name: value for name, value in values.items() if name in known})
+        if problem := card._problem():
+            raise UserError(f"{path} is no card: {problem}.")
+        return card
+
+    def _problem(self) -> str:
+        """Says what is wrong with what was read; "" if nothing is."""
+        if self.kind not in get_args(Kind):
+            return f"its kind is {str(self.kind)[:80]!r}, not one of {', '.join(get_args(Kind))}"
+        for name in ("parts", "spatial", "fingerprint", "details"):
+            if not isinstance(getattr(self, name), dict):
+                return f"{name!r} is no object of names and values"
+        if not all(isinstance(home, str) for home in self.parts.values()):
+            return "'parts' must name folders or repositories"
+        if self.kind != "full" and "model" not in self.parts and not {"llm", "vision_tower"} <= set(self.parts):
+            return "'parts' names neither a model nor an LLM and a vision tower"
+        return ""
 
 
 def package_versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig, PreTrainedConfig
 
 from llava_sp.model.tiles import TileLayout
+from llava_sp.model.trust import check_kind, without_kernels
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 
@@ -72,6 +73,8 @@ class LlavaSPConfig(LlavaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Fills in what follows from the grid, and refuses what does not fit."""
         super().__post_init__(**kwargs)
+        check_kind(self.vision_config)
+        check_kind(self.text_config)
         spatial = self.sfe_maps != "none"
         if self.sfe_sides is None:
             centred = self.sfe_maps == "cropping"
@@ -84,6 +87,11 @@ class LlavaSPConfig(LlavaConfig):
         self.image_seq_length = self.num_spatial_tokens + self.grid_side**2
         if self.llm_vocab_size is None:
             self.llm_vocab_size = self.text_config.vocab_size
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from what a file holds, except that the file does not choose the kernels."""
+        return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @classmethod
     def from_variant(

@@ -297,7 +297,8 @@ def _load_full(path: str, **arguments: Any) -> LlavaSPForCausalLM:
 def _load_base(path: str, card: Card, base: str | None, allow_other_base: bool, **arguments: Any) -> LlavaSPForCausalLM:
     """Loads what a partial checkpoint stands on: a whole LLaVA-SP model, or an LLM and a tower."""
     parts = resolve_parts(path, card, base)
-    config = LlavaSPConfig.from_pretrained(path)
+    with explained("the configuration of the checkpoint", path):
+        config = LlavaSPConfig.from_pretrained(path)
     if "model" in parts:
         model, _ = load(parts["model"], allow_other_base=allow_other_base, **arguments)
         if config.image_grid_pinpoints is not None:

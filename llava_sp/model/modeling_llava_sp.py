@@ -22,6 +22,7 @@ from transformers.utils import can_return_tuple
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig, PatchMergeType
 from llava_sp.model.spatial.feature_extractor import FullKernel, QueryTransformer
 from llava_sp.model.spatial.projector import LlavaSPProjector
+from llava_sp.model.trust import check_folder
 
 
 class LlavaSPPreTrainedModel(LlavaPreTrainedModel):
@@ -55,9 +56,9 @@ class LlavaSPModel(LlavaSPPreTrainedModel, LlavaModel):
 
     def __init__(self, config: LlavaSPConfig) -> None:
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
         self.multi_modal_projector = LlavaSPProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def forward(
@@ -184,8 +185,11 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
 
         adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # set by the Auto classes
         path = adapter or pretrained_model_name_or_path
-        if path is None or not loading.is_partial(str(path)):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        if not loading.is_partial(str(path)):
+            check_folder(path)
+            return super().from_pretrained(path, *args, **{"use_safetensors": True, **kwargs})
         passed = {name: value for name, value in kwargs.items() if name not in ("config", "adapter_kwargs")}
         return loading.load(path, **passed)[0]
 

@@ -1,9 +1,11 @@
 """Weight files of partial checkpoints: the projector alone, and LoRA with the projector (a PEFT folder)."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from peft import (
+    LoraConfig,
     PeftConfig,
     PeftModel,
     PeftModelForCausalLM,
@@ -17,10 +19,19 @@ from transformers.utils import cached_file
 
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.parts import explained
+from llava_sp.model.trust import ADAPTER_CONFIG_NAME
 from llava_sp.utils.errors import UserError
 
 PROJECTOR_NAME = "projector.safetensors"
 PROJECTOR_PREFIX = "model.multi_modal_projector."
+
+LORA_FIELDS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
+    *("bias", "fan_in_fan_out", "use_dora", "lora_bias", "init_lora_weights"),
+}
+"""What an adapter's configuration may set: plain LoRA, initialised in a way that leaves the base as it is."""
 
 
 def load_projector(model: LlavaSPForCausalLM, path: str) -> None:
@@ -44,14 +55,37 @@ def load_adapter(model: LlavaSPForCausalLM, path: str, *, trainable: bool) -> Pe
         UserError: A file is missing or damaged, or its tensors do not fit this model.
     """
     with explained("the adapter", path):
-        config = PeftConfig.from_pretrained(path)
+        config = read_lora_config(path)
         found = load_file(cached_file(path, ADAPTER_NAME))
-    config.inference_mode = not trainable
-    adapted = PeftModelForCausalLM(model, config)
+        config.inference_mode = not trainable
+        adapted = PeftModelForCausalLM(model, config)
     # PEFT itself only warns of names that are missing or left over.
     _check_fit(f"{path}/{ADAPTER_NAME}", found, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     set_peft_model_state_dict(adapted, found)
     return adapted
+
+
+def read_lora_config(name: str) -> LoraConfig:
+    """Reads the configuration of a LoRA adapter, which PEFT takes orders from.
+
+    Raises:
+        UserError: It is of another kind, or asks for more than plain LoRA, as for a module to import.
+    """
+    config = PeftConfig.from_pretrained(name)
+    file = f"{name}/{ADAPTER_CONFIG_NAME}"
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{file} is of type {config.peft_type}; only LORA is supported.")
+    usual = LoraConfig()
+    odd = [
+        field.name
+        for field in fields(config)
+        if field.name not in LORA_FIELDS and getattr(config, field.name) != getattr(usual, field.name)
+    ]
+    if not isinstance(config.init_lora_weights, bool) and config.init_lora_weights != "gaussian":
+        odd.append("init_lora_weights")  # others change the base, or read a file
+    if odd:
+        raise UserError(f"{file} sets {', '.join(sorted(odd))}; only plain LoRA is supported. Merge it with PEFT.")
+    return config
 
 
 def save_projector(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:

@@ -1,6 +1,7 @@
 """Building a model from parts: a pretrained LLM, a pretrained vision tower, and a new projector between them."""
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,6 +28,7 @@ from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.tiles import default_pinpoints
+from llava_sp.model.trust import check_folder, check_kind, read_config
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.tokenization import follow_sentencepiece
@@ -62,7 +63,7 @@ def configure(
         UserError: A configuration cannot be loaded, or the variant does not fit the tower's grid.
     """
     with explained("the LLM", llm):
-        text_config = AutoConfig.from_pretrained(llm)
+        text_config = read_config(llm)
     ids = tokenizer.get_vocab()
     image_token_id = ids.pop(IMAGE_TOKEN)
     # Some embeddings have more rows than there are tokens (Qwen's); `<image>` then takes one of those.
@@ -135,23 +136,28 @@ def assemble(
 def load_llm(name: str, dtype: torch.dtype | str = "auto", **arguments: Any) -> PreTrainedModel:
     """Loads a decoder LLM with its head."""
     with explained("the LLM", name):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments)
+        check_folder(name)
+        arguments = {**arguments, "config": read_config(name), "dtype": dtype, "trust_remote_code": False}
+        return AutoModelForCausalLM.from_pretrained(name, **arguments)
 
 
 def load_vision_config(name: str) -> PreTrainedConfig:
     """Loads a tower's configuration, or the vision part of a whole CLIP or SigLIP."""
     with explained("the vision tower", name):
-        config = AutoConfig.from_pretrained(name)
-    return getattr(config, "vision_config", config)
+        config = read_config(name)
+        config = getattr(config, "vision_config", config)
+        check_kind(config)
+    return config
 
 
 @torch.random.fork_rng(devices=[])
 def load_tower(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """Loads a vision tower, or the vision part of a whole CLIP or SigLIP."""
     config = load_vision_config(name)
-    with torch.device("meta"):
-        tower_class = type(AutoModel.from_config(config))
     with explained("the vision tower", name):
+        check_folder(name)
+        with torch.device("meta"):
+            tower_class = type(AutoModel.from_config(config, trust_remote_code=False))
         return tower_class.from_pretrained(name, config=config, dtype=dtype)
 
 
@@ -163,7 +169,7 @@ def load_tokenizer(llm: str, max_length: int = 2048) -> PreTrainedTokenizerBase:
         max_length: Longest sequence in tokens, visual ones included.
     """
     with explained("the tokenizer of the LLM", llm):
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+        tokenizer = AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
         files = [
             cached_file(llm, name, _raise_exceptions_for_missing_entries=False)
             for name in ("tokenizer.json", "tokenizer.model")
@@ -231,19 +237,33 @@ def set_endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_
 
 @contextmanager
 def explained(what: str, name: str) -> Iterator[None]:
-    """Turns the library's many ways of not finding something into one sentence that says what was not found."""
+    """Turns the libraries' many ways of not finding or not understanding a file into one sentence that names it."""
+    cannot = f"Cannot load {what} from {str(name)[:200]!r}"
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except SafetensorError as error:
-        raise UserError(f"Cannot load {what} from {name!r}: a file is damaged ({error}). Get it again.") from error
+        raise UserError(f"{cannot}: a file is damaged ({error}). Get it again.") from error
     except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().split("\n")[0]
         raise UserError(
-            f"Cannot load {what} from {name!r}. Give a folder that holds it, or the name of a repository on the "
-            f"Hugging Face Hub that this machine can reach. ({first_line})"
+            f"{cannot}. Give a folder that holds it, or the name of a repository on the Hugging Face Hub that this "
+            f"machine can reach. ({reason(error)})"
         ) from error
+    except ImportError as error:
+        raise UserError(f"{cannot}: {reason(error)}.") from error
+    except Exception as error:  # on content that they do not expect, the libraries raise anything
+        raise UserError(
+            f"{cannot}: a file is damaged, or holds what it should not ({type(error).__name__}: {reason(error)})."
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Returns the beginning of what an error says; of a pickle's, what was found in it, not how to have it run."""
+    said = str(error).strip()
+    found = re.search(r"WeightsUnpickler error: (\S.*)", said)
+    line = found[1] if found else re.sub(r":\n\s*", ": ", said).split("\n")[0]
+    return re.split(r" (?:Please use|In PyTorch 2|This file can still)", line)[0].rstrip(". :")[:200]
 
 
 def absolute(name: str) -> str:
@@ -271,7 +291,7 @@ def _has_class_token(vision_config: PreTrainedConfig) -> bool:
     if not isinstance(getattr(vision_config, "image_size", None), int):
         raise UserError(f"The vision tower {vision_config.model_type!r} does not take images of one square image size.")
     with torch.device("meta"):
-        tower = AutoModel.from_config(vision_config)
+        tower = AutoModel.from_config(vision_config, trust_remote_code=False)
         side = vision_config.image_size
         tokens = tower(torch.empty(1, vision_config.num_channels, side, side)).last_hidden_state.shape[1]
     extra = tokens - (side // vision_config.patch_size) ** 2

@@ -8,6 +8,7 @@ from transformers.processing_utils import MultiModalData
 
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.model.tiles import TileLayout
+from llava_sp.model.trust import check_processor
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_json
 from llava_sp.utils.tokenization import restore_sentencepiece_prefix
@@ -74,6 +75,13 @@ class LlavaSPProcessor(LlavaProcessor):
         if begin and isinstance(first, str) and first.startswith(begin):
             kwargs.setdefault("add_special_tokens", False)
         return super().__call__(images, text, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Loads a processor as transformers does, but asks nobody whether code that its files name may run."""
+        where = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+        check_processor(pretrained_model_name_or_path, **{name: kwargs[name] for name in where if name in kwargs})
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **{"trust_remote_code": False, **kwargs})
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Saves the processor as transformers does, with its tokenizer as it is.

@@ -66,6 +66,18 @@ def read_json(path: str | Path) -> Any:
     return parse_json(text, str(path))
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object, as settings do.
+
+    Raises:
+        UserError: The file is missing, is not JSON, or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object of names and values.")
+    return value
+
+
 def parse_json(text: str, where: str) -> Any:
     """Decodes JSON that somebody else wrote.
 

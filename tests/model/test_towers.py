@@ -54,7 +54,7 @@ def test_the_vision_part_of_a_whole_siglip(tmp_path: Path) -> None:
     ids=["siglip-so400m-384", "siglip-256", "clip-l-224", "clip-l-336"],
 )
 def test_grids_of_published_towers(config, side, strategy, sides, kernels, tiny_parts: tuple[Path, Path]) -> None:
-    text_config = parts.AutoConfig.from_pretrained(tiny_parts[0])
+    text_config = parts.read_config(tiny_parts[0])
     joined = parts.join_configs(text_config, config, 1000, {})
     assert (joined.grid_side, joined.vision_feature_select_strategy) == (side, strategy)
     assert (joined.sfe_sides, joined.dfi_kernels) == (sides, kernels)
@@ -76,7 +76,7 @@ def test_a_27_x_27_grid_runs(variant: str, tiny_parts: tuple[Path, Path], tmp_pa
 
 
 def test_a_tower_without_a_square_grid_is_refused(tiny_parts: tuple[Path, Path]) -> None:
-    text_config = parts.AutoConfig.from_pretrained(tiny_parts[0])
+    text_config = parts.read_config(tiny_parts[0])
     with pytest.raises(UserError, match=r"'siglip2_vision_model'.*one square image size"):
         parts.join_configs(text_config, Siglip2VisionConfig(**SMALL), 1000, {})
 

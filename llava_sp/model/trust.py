@@ -1,0 +1,104 @@
+"""What files from elsewhere may not decide: which code runs, and which other files are read.
+
+transformers asks its user whether a repository's own code may run, fetches the attention kernel that a configuration
+names, joins whatever paths an index of shards has, and applies an adapter that lies beside a model, for which PEFT
+imports the module that the adapter's configuration names. None of that happens to what this package loads.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
+
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import read_json_object
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+
+KERNELS = ("attn_implementation", "experts_implementation")
+"""Fields by which a configuration may name code on the Hub; each is known by names with underscores before it too."""
+
+
+def read_config(name: str) -> PreTrainedConfig:
+    """Reads the configuration of a folder or Hub repository, without code or kernels that it names.
+
+    Raises:
+        UserError: It is of a kind that another package builds, by arguments of the file's choice.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    for field in KERNELS:
+        setattr(config, f"_{field}", None)  # in the configurations of its parts as well
+    check_kind(config)
+    return config
+
+
+def without_kernels(settings: dict[Any, Any]) -> dict[Any, Any]:
+    """Returns the fields of a `config.json`, those of its parts included, without the kernels that it names."""
+    kept = {name: value for name, value in settings.items() if not str(name).lstrip("_").startswith(KERNELS)}
+    return {name: without_kernels(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def check_kind(config: PreTrainedConfig) -> None:
+    """Refuses models that transformers leaves to timm, whose arguments may name a pickle to load.
+
+    Raises:
+        UserError: It is one.
+    """
+    if config.model_type.startswith("timm") or getattr(config, "backbone_config", None) is not None:
+        raise UserError(f"Models of the type {config.model_type!r} are not supported: another package builds them.")
+
+
+def check_folder(name: str | Path) -> None:
+    """Refuses a model's folder or Hub repository whose weights transformers would look for elsewhere.
+
+    Raises:
+        UserError: An index names a shard elsewhere, or there is an adapter, which would be applied.
+    """
+    found = cached_file(
+        name,
+        ADAPTER_CONFIG_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # as transformers looks for it
+    )
+    if found is not None:
+        raise UserError(
+            f"{name} holds an adapter ({ADAPTER_CONFIG_NAME}), and a whole model is needed. Merge the adapter into "
+            "what it stands on, or take it out of the folder."
+        )
+    for index in Path(name).glob("*.index.json"):  # of a Hub repository, huggingface_hub reads nothing else
+        shard_names(index)
+
+
+def check_processor(name: str | Path, **where: Any) -> None:
+    """Refuses a processor with an audio tokenizer, which transformers would load from wherever its file says.
+
+    Args:
+        name: Its folder or Hub name.
+        **where: `revision`, `subfolder` and the like, as for `from_pretrained`.
+
+    Raises:
+        UserError: It has one.
+    """
+    settings, audio = (
+        cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
+        for file in (PROCESSOR_NAME, AUDIO_TOKENIZER_NAME)
+    )
+    if audio is not None or (settings is not None and "audio_tokenizer" in read_json_object(settings)):
+        raise UserError(f"The processor of {name} has an audio tokenizer, for which there is no use here.")
+
+
+def shard_names(index: str | Path) -> list[str]:
+    """Returns the files that an index of shards names.
+
+    Raises:
+        UserError: It is no index, or names a file that does not lie beside it.
+    """
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} is no index of shards: it has no 'weight_map'.")
+    for shard in weight_map.values():
+        named = isinstance(shard, str) and 0 < len(shard) < 256 and shard != ".." and "\0" not in shard
+        if not named or Path(shard).name != shard:
+            raise UserError(f"{index} names the shard {str(shard)[:80]!r}; a shard must lie beside its index.")
+    return sorted(set(weight_map.values()))
