@@ -1,11 +1,13 @@
 """What happens around the steps: checks before the first, epochs, a stop on request."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.elastic import REPARTITIONED
 from llava_sp.train.events import append
 from llava_sp.train.preflight import check_before_first_step
 from llava_sp.train.signals import Preempted
@@ -27,6 +29,8 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Checks that DeepSpeed drives the run if it should, and that saving works."""
         check_before_first_step(self.trainer)
+        if is_main():  # all ranks have read it by now
+            shutil.rmtree(Path(args.output_dir) / REPARTITIONED, ignore_errors=True)
         self.trainer.meter.start()
 
     def on_epoch_begin(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -13,7 +13,9 @@ from llava_sp.model.loading import find_card
 from llava_sp.model.parts import absolute
 from llava_sp.train.arguments import SPATIAL_FIELDS
 from llava_sp.train.command_line import zero_stage
+from llava_sp.train.elastic import REPARTITIONED
 from llava_sp.train.events import record
+from llava_sp.train.pickles import check_pickles
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
 from llava_sp.utils.manifest import seal, sync, verify
@@ -157,6 +159,7 @@ def check_resumable(checkpoint: Path, *, deepspeed: bool) -> None:
             f"{'without' if deepspeed else 'with'} DeepSpeed?). Give another checkpoint, or start a new run from its "
             f"weights with --init_from {checkpoint}."
         )
+    check_pickles(checkpoint)
 
 
 def written_by(checkpoint: Path) -> int:
@@ -236,7 +239,7 @@ def recover(folder: Path) -> None:
             shutil.rmtree(grown)
     if staging.exists():
         _place(staging, folder, keep=None)
-    for leftover in filter(Path.is_dir, [folder / DRY_SAVE, *folder.glob(".saving.*")]):
+    for leftover in filter(Path.is_dir, [folder / DRY_SAVE, folder / REPARTITIONED, *folder.glob(".saving.*")]):
         shutil.rmtree(leftover)
     for leftover in folder.glob(".*.json.*"):
         leftover.unlink()

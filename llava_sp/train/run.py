@@ -18,6 +18,8 @@ from llava_sp.train.batch_plan import BatchPlan
 from llava_sp.train.benchmarks import BenchmarkCallback
 from llava_sp.train.callbacks import RunCallback, preempted
 from llava_sp.train.command_line import RunArguments, build_arguments, collect, complete
+from llava_sp.train.elastic import REPARTITIONED, repartition
+from llava_sp.train.events import append
 from llava_sp.train.inputs import check_data, check_inputs
 from llava_sp.train.preflight import check_trainables
 from llava_sp.train.provenance import describe
@@ -66,6 +68,15 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
     if is_main():
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")
     trainer, callback = make_trainer(model, processor, run)
+    if resume is not None:
+        before, ranks = checkpoint.written_by(resume), run.batch_plan.ranks
+        trainer.other_ranks = before != ranks
+        told = f"continuing from {resume}" + f", on {ranks} rank(s) in place of {before}" * trainer.other_ranks
+        if is_main():
+            out(told)
+            append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks)
+        if trainer.other_ranks and run.training.deepspeed:
+            resume = on_first_rank(partial(repartition, resume, ranks=ranks, into=folder / REPARTITIONED))
     try:
         with trainer.signals:
             result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -102,10 +113,7 @@ def entered(folder: Path, run: RunArguments) -> Iterator[Path | None]:
                 run.training.resume_from_checkpoint, folder, deepspeed=bool(run.training.deepspeed)
             )
 
-        resume = on_first_rank(enter)
-        if resume is not None and is_main():
-            out(f"continuing from {resume}")
-        yield resume
+        yield on_first_rank(enter)
 
 
 def make_trainer(

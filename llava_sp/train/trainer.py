@@ -21,6 +21,7 @@ from llava_sp.model import loading
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.train import checkpoint as checkpointing
 from llava_sp.train.arguments import TrainArguments
+from llava_sp.train.elastic import reseed
 from llava_sp.train.finite import check_finite
 from llava_sp.train.metrics import FlopCounter, Meter, count_supervised
 from llava_sp.train.optimizer import parameter_groups
@@ -43,6 +44,10 @@ class LlavaSPTrainer(Trainer):
         stage: The stage, for the checkpoints' cards.
         details: What else the checkpoints' cards tell.
         **kwargs: Passed on to `Trainer`.
+
+    Attributes:
+        other_ranks: Whether another number of ranks wrote the checkpoint that this run continues from.
+        stopped_by: The signal that this run ends by, if one does.
     """
 
     args: TrainArguments
@@ -73,6 +78,7 @@ class LlavaSPTrainer(Trainer):
         self._staging: Path | None = None
         self.signals = StopSignals()
         self.stopped_by: signal.Signals | None = None
+        self.other_ranks = False
         if self.train_dataset is not None:
             self.quarantine = Quarantine(Path(args.output_dir), len(self.train_dataset), args.max_bad_share)
         self.sampler: ModalityLengthSampler | None = None
@@ -271,6 +277,13 @@ class LlavaSPTrainer(Trainer):
         if self.state.global_step < self.state.max_steps:
             self.stopped_by = self.signals.agreed()
         return self.stopped_by
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Takes up the random streams of a checkpoint, or new ones where those belong to another number of ranks."""
+        if checkpoint is not None and self.other_ranks:
+            reseed(self.args.seed, step=self.state.global_step, rank=self.args.process_index)
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to do: a run that continues builds its model from the checkpoint in the first place."""
