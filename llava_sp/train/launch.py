@@ -6,7 +6,12 @@ What a user can get wrong is checked here, once, before the ranks start.
 import argparse
 import os
 import shutil
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C ends the process at once, without a traceback through half-loaded modules, until there are ranks to end.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from llava_sp.train.command_line import collect, complete
 from llava_sp.train.inputs import check_inputs

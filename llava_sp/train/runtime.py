@@ -3,7 +3,6 @@
 import functools
 import itertools
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -134,9 +133,6 @@ def leave(code: int) -> None:
     if in_group() and code in (0, SAVED_EXIT_CODE):
         dist.barrier()
         dist.destroy_process_group()
-    if code == SAVED_EXIT_CODE:
-        # Once a rank has left with it, torchrun ends the others, which may still have to do with their exit.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout.flush()
     sys.stderr.flush()
     if world_size() > 1 and gloo:

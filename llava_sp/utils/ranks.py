@@ -1,9 +1,16 @@
 """The processes of a run: which one this is, and starting several of them on a machine."""
 
+import ctypes
 import logging
 import os
 import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 
@@ -14,6 +21,15 @@ logger = get_logger(__name__)
 
 CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 """Signals by which a process ends itself."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to end: from a user, a closing terminal, or a scheduler such as SLURM."""
+
+PATIENCE = 1.0
+"""Seconds within which the same request may arrive twice, say from the terminal and from a wrapper around the run."""
+
+LAUNCHER = "LLAVA_SP_LAUNCHER"
+"""Environment variable by which a rank knows the process that started it."""
 
 
 def rank() -> int:
@@ -34,6 +50,11 @@ def is_main() -> bool:
 def in_group() -> bool:
     """Whether this process has joined others."""
     return dist.is_available() and dist.is_initialized()
+
+
+def collective_device() -> str:
+    """Device of what this process sends to the others."""
+    return "cuda" if "nccl" in dist.get_backend() else "cpu"
 
 
 def count_processes(wanted: int | None, *, use_cpu: bool, cpu_flag: str = "--use_cpu") -> int:
@@ -61,16 +82,78 @@ def count_processes(wanted: int | None, *, use_cpu: bool, cpu_flag: str = "--use
     return wanted or gpus
 
 
+def local_store() -> dist.TCPStore:
+    """Opens the store by which the processes of one machine meet, and keeps what they send each other on it.
+
+    Torch's own store listens on all interfaces of the machine; this one on the loopback interface alone. It lasts as
+    long as somebody holds it, and whoever hosts a store at its port in this process shares it.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # without the sign it would be a prefix
+    listening = socket.create_server(("127.0.0.1", 0))
+    host, port = listening.getsockname()
+    return dist.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, multi_tenant=True, master_listen_fd=listening.detach()
+    )
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Lets `handler` take the stop signals; those that are ignored stay so, as SIGHUP does under `nohup`."""
+    before = {one: signal.getsignal(one) for one in STOP_SIGNALS}
+    before = {one: old for one, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for one in before:
+        signal.signal(one, handler)
+    try:
+        yield
+    finally:
+        for one, old in before.items():
+            signal.signal(one, old)
+
+
+class _Relay:
+    """Passes stop signals on to the ranks, which save or end; asked once more, it ends them at once.
+
+    Torchrun's own handlers would raise within whatever it does, leave a rank behind that it was about to start, and
+    give the others half a minute.
+    """
+
+    def __init__(self) -> None:
+        self.last: signal.Signals | None = None
+        self._asked: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+
+        self.last = signal.Signals(number)
+        ranks = [child.pid for child in psutil.Process().children() if os.getsid(child.pid) == child.pid]
+        if not ranks:
+            raise SignalException(f"{self.last.name} while no rank runs", self.last)
+        again = False
+        if number in (signal.SIGINT, signal.SIGTERM):
+            now = time.monotonic()
+            self._asked = self._asked or now
+            again = now - self._asked >= PATIENCE
+        for one in ranks:
+            with suppress(ProcessLookupError):
+                if again:
+                    os.killpg(one, signal.SIGKILL)
+                else:
+                    os.kill(one, number)
+
+
 def run_torchrun(arguments: list[str], *, mend: str) -> int:
     """Runs torchrun in this process; returns the exit code of the rank that failed first, or 0.
 
+    A stop signal goes on to the ranks, which may take their time to save; a second SIGINT or SIGTERM ends them.
+
     Args:
-        arguments: Torchrun's own, then the module and its arguments.
+        arguments: Torchrun's own, then the module and its arguments. With `--standalone`, the ranks meet by loopback.
         mend: What to do if a rank is ended from outside, for the error.
 
     Raises:
         UserError: A rank was ended by a signal.
-        KeyboardInterrupt: Somebody pressed Ctrl-C; the ranks are ended.
+        KeyboardInterrupt: Somebody pressed Ctrl-C, and the ranks ended by it.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -84,18 +167,43 @@ def run_torchrun(arguments: list[str], *, mend: str) -> int:
     # The rank that failed has said what went wrong; torchrun's report of that would bury it.
     for talkative in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{talkative}").setLevel(logging.CRITICAL)
+    if "--standalone" in arguments:
+        store = local_store()
+        place = [f"--master_addr={store.host}", f"--master_port={store.port}"]
+        arguments = [*place, *(one for one in arguments if one != "--standalone")]
+    relay = _Relay()
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
-        main(arguments)
+        with stop_signals(relay):
+            main(["--signals_to_handle=SIGQUIT", *arguments])
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        logger.warning("Ended from outside by %s, and all ranks with it.", signal.Signals(error.sigval).name)
-        return 128 + error.sigval
+        return _ended_by(error.sigval)
     except ChildFailedError as error:
         failed, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            ended = signal.Signals(-failure.exitcode)
-            how = "crashed with" if ended in CRASHES else "was ended from outside by"
-            raise UserError(f"Rank {failed} {how} {ended.name}. {mend}") from None
-        return failure.exitcode
+        if failure.exitcode > 0:
+            return failure.exitcode
+        if relay.last is not None:
+            return _ended_by(relay.last)
+        ended = signal.Signals(-failure.exitcode)
+        how = "crashed with" if ended in CRASHES else "was ended from outside by"
+        raise UserError(f"Rank {failed} {how} {ended.name}. {mend}") from None
+    finally:
+        del os.environ[LAUNCHER]
     return 0
+
+
+def _ended_by(ended: signal.Signals) -> int:
+    """Tells that a run was ended from outside; returns the exit code that shells have for it."""
+    if ended == signal.SIGINT:
+        raise KeyboardInterrupt
+    logger.warning("Ended from outside by %s, and all ranks with it.", ended.name)
+    return 128 + ended
+
+
+def end_with_launcher() -> None:
+    """Has the kernel end this rank if its launcher is killed; whatever launches it otherwise looks after it."""
+    if launcher := os.environ.pop(LAUNCHER, None):
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it is gone already
+            os.kill(os.getpid(), signal.SIGKILL)

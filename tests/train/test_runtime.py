@@ -1,13 +1,16 @@
 """How a rank ends, and what it needs before it starts."""
 
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 import torch.distributed as dist
 
 from llava_sp.train import runtime
+from llava_sp.train.signals import SAVED_EXIT_CODE, Preempted
 from llava_sp.utils.errors import UserError
 
 Told = tuple[int | str | None, str]
@@ -43,6 +46,16 @@ def test_a_users_mistake_is_one_line(fail: Callable[..., Told]) -> None:
 def test_our_own_mistake_keeps_its_traceback(fail: Callable[..., Told]) -> None:
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError)
+
+
+def test_a_saved_run_says_so_in_a_line_on_the_first_rank(
+    fail: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(runtime, "out", told.append)
+    stop = Preempted(signal.SIGTERM, Path("out/checkpoint-12"), 12, 32)
+    assert fail(stop, RANK="1", WORLD_SIZE="2") == fail(stop, RANK="0", WORLD_SIZE="2") == (SAVED_EXIT_CODE, "")
+    assert told == ["SIGTERM: saved out/checkpoint-12, after step 12 of 32; the same command continues"]
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -99,6 +112,20 @@ def test_deepspeed_builds_no_kernel_on_the_cpu(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "0")
     runtime.prepare_process(deepspeed=True, use_cpu=True)
     assert operations["deepspeed_shm_comm"] is False
+
+
+def test_a_process_alone_listens_to_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    runtime.prepare_process(deepspeed=True, use_cpu=True)
+    dist.init_process_group("gloo")
+    try:
+        listening = [one.laddr.ip for one in psutil.Process().net_connections("inet") if one.status == "LISTEN"]
+    finally:
+        dist.destroy_process_group()
+    assert set(listening) == {"127.0.0.1"}
 
 
 def test_several_gpus_for_one_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,19 @@
-"""How the launcher tells of a signal that ended a rank, or itself."""
+"""How the launcher passes signals on, tells of what ended a rank or itself, and leaves nothing behind."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.ranks import run_torchrun
+from llava_sp.utils.ranks import PATIENCE, run_torchrun, stop_signals
 
 
 @pytest.mark.parametrize(
@@ -29,18 +34,125 @@ import sys
 from llava_sp.utils.errors import command_line
 from llava_sp.utils.ranks import run_torchrun
 
-ranks = ["--nproc_per_node=1", "--standalone", "--no-python", "/bin/sh", sys.argv[1]]
+ranks = ["--nproc_per_node=2", "--standalone", "--no-python", *sys.argv[1:]]
 command_line(lambda: sys.exit(run_torchrun(ranks, mend="")))()
 """
+
+
+class Launched:
+    """A launcher whose two ranks run, each a script.
+
+    Args:
+        folder: Where the ranks note that they run.
+        interpreter: What runs the script.
+        script: What a rank does after it has noted that it runs.
+    """
+
+    def __init__(self, folder: Path, interpreter: str, script: str) -> None:
+        (folder / "rank").write_text(script)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, interpreter, folder / "rank"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while not all((folder / f"runs-{rank}").exists() for rank in range(2)):
+            assert self.process.poll() is None
+            time.sleep(0.05)
+        self.ranks = psutil.Process(self.process.pid).children()
+
+    def signal(self, sent: signal.Signals) -> None:
+        self.process.send_signal(sent)
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the end; returns the exit code and the output. No rank is left."""
+        told, _ = self.process.communicate(timeout=60)
+        assert psutil.wait_procs(self.ranks, timeout=10)[1] == []
+        return self.process.returncode, told
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    """Starts a launcher; whatever a test does, its ranks end."""
+    started: list[Launched] = []
+
+    def launch(script: str, interpreter: str = "/bin/sh") -> Launched:
+        started.append(Launched(tmp_path, interpreter, script))
+        return started[-1]
+
+    yield launch
+    for launched in started:
+        for process in (launched.process, *launched.ranks):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+WAITS = "touch runs-$RANK\nwhile :; do sleep 0.05; done\n"
+SAVES = "trap 'echo saved by rank $RANK; exit 75' TERM USR1 INT\n" + WAITS
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_save_when_the_launcher_is_asked_to_end(launch: Callable[..., Launched], sent: signal.Signals) -> None:
+    launched = launch(SAVES)
+    launched.signal(sent)
+    code, told = launched.end()
+    assert code == 75
+    assert sorted(told.split("\n")) == ["", "saved by rank 0", "saved by rank 1"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_ranks_that_take_their_time(launch: Callable[..., Launched], sent: signal.Signals) -> None:
+    launched = launch(f"trap '' {sent.value}\n{WAITS}")
+    launched.signal(sent)
+    launched.signal(sent)  # at once: the same request by another way
+    time.sleep(PATIENCE + 0.2)
+    assert all(rank.is_running() for rank in launched.ranks)
+    launched.signal(sent)
+    code, told = launched.end()
+    assert code == 128 + sent
+    assert ("interrupted" if sent == signal.SIGINT else "by SIGTERM") in told
 
 
 @pytest.mark.parametrize(
     ("ended", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "by SIGTERM")]
 )
 def test_an_interrupted_launcher_says_so_in_a_line(tmp_path: Path, ended: signal.Signals, code: int, told: str) -> None:
+    """The signal may come while the launcher is still about to start the second rank."""
     script = tmp_path / "rank.sh"
     script.write_text(f"kill -{ended.value} $PPID\nexec tail -f /dev/null")  # waits until it is ended
-    done = subprocess.run([sys.executable, "-c", LAUNCHER, script], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", LAUNCHER, "/bin/sh", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == code
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(launch: Callable[..., Launched]) -> None:
+    launched = launch(
+        """
+import os, time
+from llava_sp.utils.ranks import end_with_launcher
+
+end_with_launcher()
+open(f"runs-{os.environ['RANK']}", "w").close()
+time.sleep(600)
+""",
+        sys.executable,
+    )
+    launched.signal(signal.SIGKILL)
+    assert launched.end()[0] == -signal.SIGKILL
+
+
+def test_signals_that_are_ignored_stay_ignored() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals(lambda number, frame: heard.append(number)):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGUSR1)
+        assert heard == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
