@@ -1,5 +1,6 @@
 """GPUs are counted, nodes find each other, and mistakes are told once, before any rank starts."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from llava_sp.train import launch
 from llava_sp.train.command_line import collect
+from llava_sp.train.signals import SAVED_EXIT_CODE
 from llava_sp.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -106,3 +108,16 @@ def test_the_scripts_pass_flags_through(script: str) -> None:
     )
     assert result.returncode == 2
     assert "did you mean --learning_rate?" in result.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1, SAVED_EXIT_CODE])
+def test_a_slurm_job_that_has_saved_goes_back_to_the_queue(tmp_path: Path, code: int) -> None:
+    for name, does in {"scontrol": 'echo "$@" >>asked', "srun": f"exit {code}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "a,b", "SLURM_CPUS_PER_TASK": "1", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    environment = {**job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ROOT / "scripts/slurm_finetune_lora.sbatch"
+    assert subprocess.run(["bash", script], cwd=tmp_path, env=environment, check=False).returncode == code
+    requeued = "requeue 7" in (tmp_path / "asked").read_text().splitlines()
+    assert requeued == (code == SAVED_EXIT_CODE)
