@@ -25,6 +25,11 @@ PROCESSORS = {"AutoProcessor": "LlavaSPProcessor", "AutoImageProcessor": "LlavaS
 METRICS_NAME = "metrics.json"
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 
+_LOCAL = re.compile(r"(?<![\w:/.~-])(~[\w-]*|\.\.)?(/[^\s/,;:'\"]+)+")
+"""A path of this machine, within a text: from the root, from somebody's home, or out of the folder of the run."""
+
+_PASSWORD = re.compile(r"://[^\s/@]+@")
+
 
 def to_hub(
     path: str,
@@ -152,12 +157,16 @@ def _map_processor(folder: Path) -> None:
 
 
 def _public(value: Any) -> Any:
-    """Reduces paths of this machine to their last name, in whatever lies inside."""
+    """Leaves of local paths the last name, and of addresses no password, in whatever lies inside."""
     if isinstance(value, dict):
         return {name: _public(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_public(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~", "..")):  # names of files may hold spaces
+        return Path(value).name
+    return _LOCAL.sub(lambda path: Path(path[0]).name, _PASSWORD.sub("://", value))
 
 
 def _numbers(value: Any, file: str) -> dict[str, float]:

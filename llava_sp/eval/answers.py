@@ -64,7 +64,7 @@ def read_answers(path: str | Path) -> Answers:
         except json.JSONDecodeError:
             what = "half written; the command that wrote it continues it" if number == len(lines) else "not JSON"
             raise UserError(f"{path}, line {number} is {what}.") from None
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, ValueError, RecursionError):
             raise UserError(f"{path}, line {number} is not an answer with question_id and text.") from None
     return answers
 
@@ -211,7 +211,7 @@ class AnswersFile:
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 self._take(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(f"{path}, line {number} is not an answer. {_MEND}") from error
         return len(whole) < len(content)
 

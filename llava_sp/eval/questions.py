@@ -1,5 +1,6 @@
 """Question files: JSON lines `{"question_id", "image" (optional), "text"}`, as LLaVA's benchmarks have them."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,4 +114,4 @@ def _parse(line: str, where: str) -> Question:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else reprlib.repr(value)

@@ -47,6 +47,8 @@ def read_science(path: str | Path, *, single_pred_prompt: bool) -> list[Question
         try:
             identity, image = record["id"], record.get("image")
             text = record["conversations"][0]["value"].replace(IMAGE_TOKEN, "").strip() + suffix
+            if not isinstance(identity, str | int) or not isinstance(image, str | None):
+                raise TypeError
         except (TypeError, KeyError, IndexError, AttributeError):
             raise UserError(f"{path}, item {number} is no question with id and conversations.") from None
         recorded = text if image is None else f"{IMAGE_TOKEN}\n{text}"

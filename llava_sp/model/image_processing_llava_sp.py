@@ -3,9 +3,11 @@
 Shapes: S side of the tower's input in pixels.
 """
 
+import math
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 from transformers import BatchFeature, CLIPImageProcessorPil
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.image_transforms import divide_to_patches
@@ -47,7 +49,15 @@ class LlavaSPImageProcessor(CLIPImageProcessorPil):
     image_grid_pinpoints: list[list[int]] | None = None
 
     def process_image(self, image: Any, image_aspect_ratio: str | None = None, **kwargs: Any) -> np.ndarray:
-        """Returns one image as an array [3, height, width], padded to a square if so configured."""
+        """Returns one image as an array [3, height, width], padded to a square if so configured.
+
+        Raises:
+            UserError: It has more pixels than Pillow takes for safe, and is not decoded.
+        """
+        if isinstance(image, PIL.Image.Image) and image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+            raise UserError(
+                f"An image has {image.width} x {image.height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS. Shrink it."
+            )
         array = super().process_image(image, **kwargs)
         if (image_aspect_ratio or self.image_aspect_ratio) == "pad":
             array = pad_to_square(array, self.image_mean)

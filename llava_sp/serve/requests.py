@@ -9,10 +9,11 @@ import io
 import re
 from typing import Annotated, Any, Literal
 
+from PIL.Image import Image
 from pydantic import BaseModel, Field
 
 from llava_sp.constants import IMAGE_TOKEN
-from llava_sp.data.images import decode_image
+from llava_sp.data.images import MAX_PIXELS, decode_image
 from llava_sp.utils.errors import UserError
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
@@ -63,13 +64,14 @@ def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
     """Returns the messages as a chat template takes them: content in parts, images decoded.
 
     Raises:
-        UserError: An image is no data URL, cannot be decoded or is too large; a message has several images, or writes
-            the placeholder of one.
+        UserError: An image is no data URL, cannot be decoded or is too large, with those before it or alone; a message
+            has several images, or writes the placeholder of one.
     """
-    return [{"role": message.role, "content": _parts(message)} for message in messages]
+    decoded: list[Image] = []
+    return [{"role": message.role, "content": _parts(message, decoded)} for message in messages]
 
 
-def _parts(message: Message) -> list[dict[str, Any]]:
+def _parts(message: Message, decoded: list[Image]) -> list[dict[str, Any]]:
     if isinstance(message.content, str):
         content: list[TextPart | ImagePart] = [TextPart(type="text", text=message.content)]
     else:
@@ -81,13 +83,13 @@ def _parts(message: Message) -> list[dict[str, Any]]:
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
-        else {"type": "image", "image": _image(part.image_url.url)}
+        else {"type": "image", "image": _image(part.image_url.url, decoded)}
         for part in content
     ]
 
 
-def _image(url: str) -> Any:
-    """Decodes a data URL; nothing is ever fetched or read from a disk."""
+def _image(url: str, decoded: list[Image]) -> Image:
+    """Decodes a data URL, and adds it to the request's images; nothing is ever fetched or read from a disk."""
     start = DATA_URL.match(url)
     if start is None:
         raise UserError(
@@ -97,4 +99,10 @@ def _image(url: str) -> Any:
         content = base64.b64decode(url[start.end() :], validate=True)
     except binascii.Error as error:
         raise UserError(f"The image of the request is not base64: {error}.") from None
-    return decode_image(io.BytesIO(content), f"The image of the request ({len(content)} bytes)")
+    name = f"The image of the request ({len(content)} bytes)"
+    if decoded:
+        name += f", number {len(decoded) + 1} of it,"
+    # The images of a request lie in memory together.
+    left = MAX_PIXELS - sum(image.width * image.height for image in decoded)
+    decoded.append(decode_image(io.BytesIO(content), name, left))
+    return decoded[-1]

@@ -17,6 +17,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from jinja2 import TemplateError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from transformers import GenerationConfig
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
@@ -24,11 +26,15 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState, Mod
 from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse_flags
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
-from llava_sp.serve.requests import ChatRequest, Message, template_messages
+from llava_sp.serve.requests import ChatRequest, template_messages
+from llava_sp.serve.requests import Message as ChatMessage
 from llava_sp.utils.errors import UserError
 
 MAX_NEW_TOKENS = 1024
 """Longest answer in tokens, where a request does not say."""
+
+MAX_BODY = 32 * 2**20
+"""Longest request in bytes: an image of 24 MB, which base64 makes a third longer."""
 
 
 def main(argv: list[str]) -> None:
@@ -58,6 +64,7 @@ def make_app(model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, 
     """
     chat = _Chat(model, processor, name, stop)
     app = FastAPI(title="LLaVA-SP", openapi_url=None)
+    app.add_middleware(_BodyLimit)
     started = int(time.time())
 
     @app.post("/v1/chat/completions")
@@ -80,12 +87,36 @@ def make_app(model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, 
     def refuse(_: Request, error: Exception) -> JSONResponse:
         return _error(str(error))
 
+    @app.exception_handler(HTTPException)
+    def refuse_request(_: Request, error: HTTPException) -> JSONResponse:
+        return _error(str(error.detail), error.status_code)
+
     @app.exception_handler(RequestValidationError)
     def refuse_form(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return _error(f"{'.'.join(str(step) for step in first['loc'][1:])}: {first['msg']}.")
 
     return app
+
+
+class _BodyLimit:
+    """Stops reading a request whose body is too long."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def receive_some() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY:
+                raise HTTPException(413, f"The request is longer than {MAX_BODY:,} bytes; shrink its images.")
+            return message
+
+        await self.app(scope, receive_some, send)
 
 
 class _Images:
@@ -130,11 +161,11 @@ class _Chat(ChatCompletionHandler):
     def _resolve_model(self, body: dict) -> tuple[str, LlavaSPForCausalLM, LlavaSPProcessor]:
         name = self.served[0]
         if body["model"] not in (None, name):
-            raise UserError(f"model: {body['model']!r} is not served here; the only model is {name!r}.")
+            raise UserError(f"model: {body['model'][:80]!r} is not served here; the only model is {name!r}.")
         return self.served
 
     @staticmethod
-    def get_processor_inputs_from_messages(messages: list[Message], modality: Modality) -> list[dict[str, Any]]:
+    def get_processor_inputs_from_messages(messages: list[ChatMessage], modality: Modality) -> list[dict[str, Any]]:
         return template_messages(messages)
 
     def _build_generation_config(
@@ -150,5 +181,5 @@ class _Chat(ChatCompletionHandler):
         return config
 
 
-def _error(message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=400)
+def _error(message: str, status: int = 400) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=status)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from llava_sp.utils.errors import UserError
@@ -90,11 +90,12 @@ def parse_json(text: str, where: str) -> Any:
     """
     try:
         value = json.loads(text)
+        is_text = not _HALF_CHARACTER.search(text) or _is_text(value)
     except RecursionError:
         raise UserError(f"{where} is not valid JSON: it is nested too deeply.") from None
     except ValueError as error:  # a JSONDecodeError, or a number of thousands of digits
         raise UserError(f"{where} is not valid JSON: {error}. Is it cut off?") from None
-    if _HALF_CHARACTER.search(text) and not _is_text(value):
+    if not is_text:
         raise UserError(f"{where} holds half a character (a lone surrogate such as \\ud83d), which no text can.")
     return value
 
@@ -152,16 +153,19 @@ def resolve_inside(root: str | Path, relative: str) -> Path:
     Raises:
         UserError: `relative` is absolute, a URL, no possible name, or leads out of `root` by `..` or by a link.
     """
-    if "\0" in relative or "://" in relative or Path(relative).is_absolute():
-        raise UserError(f"The path {relative!r} must be relative to {root}: no absolute path, no URL, no NUL byte.")
+    shown = repr(relative if len(relative) <= 200 else f"{relative[:200]}...")
+    absolute = Path(relative).is_absolute() or PureWindowsPath(relative).is_absolute()
+    if "\0" in relative or "://" in relative or absolute:
+        raise UserError(f"The path {shown} must be relative to {root}: no absolute path, no URL, no NUL byte.")
     base = Path(root).resolve()
     try:
         joined = (base / relative).resolve()
         joined.exists()
     except (OSError, RuntimeError, UnicodeError) as error:  # a name that is too long, links in a circle, half a letter
-        raise UserError(f"The path {relative[:80]!r} cannot be that of a file: {error}.") from None
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise UserError(f"The path {shown} cannot be that of a file: {reason}.") from None
     if not joined.is_relative_to(base):
-        raise UserError(f"The path {relative!r} leaves its folder {root} (by '..' or a link), which is not allowed.")
+        raise UserError(f"The path {shown} leaves its folder {root} (by '..' or a link), which is not allowed.")
     return joined
 
 

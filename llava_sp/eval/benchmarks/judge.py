@@ -105,7 +105,7 @@ class Judge:
                 error.close()
                 if error.code not in _PASSING:
                     break
-            except (OSError, HTTPException, ValueError) as error:
+            except (OSError, HTTPException, ValueError, RecursionError) as error:
                 reason = type(getattr(error, "reason", error)).__name__
             logger.warning("The judge %s: %s, attempt %d of %d.", self.name, reason, attempt + 1, ATTEMPTS)
         raise UserError(
@@ -121,7 +121,7 @@ class Judge:
         try:
             rows = [json.loads(line) for line in whole.split("\n") if line]
             kept = {row["request"]: row["content"] for row in rows}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{self.reviews} holds something other than a judge's reviews; move it away.") from None
         write_text(self.reviews, whole + cut)
         return kept
