@@ -141,6 +141,13 @@ class _Relay:
                 else:
                     os.kill(one, number)
 
+    def closing_signal(self) -> signal.Signals:
+        """Signal by which torchrun ends the other ranks once one has left.
+
+        Unless all were asked to save, one has crashed. The others would save at SIGTERM, which they cannot without it.
+        """
+        return signal.SIGKILL if self.last is None else signal.SIGTERM
+
 
 def run_torchrun(arguments: list[str], *, mend: str) -> int:
     """Runs torchrun in this process; returns the exit code of the rank that failed first, or 0.
@@ -155,7 +162,7 @@ def run_torchrun(arguments: list[str], *, mend: str) -> int:
         UserError: A rank was ended by a signal.
         KeyboardInterrupt: Somebody pressed Ctrl-C, and the ranks ended by it.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
@@ -172,11 +179,12 @@ def run_torchrun(arguments: list[str], *, mend: str) -> int:
         place = [f"--master_addr={store.host}", f"--master_port={store.port}"]
         arguments = [*place, *(one for one in arguments if one != "--standalone")]
     relay = _Relay()
+    api._get_default_signal = relay.closing_signal
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         with stop_signals(relay):
             main(["--signals_to_handle=SIGQUIT", *arguments])
-    except SignalException as error:
+    except api.SignalException as error:
         return _ended_by(error.sigval)
     except ChildFailedError as error:
         failed, failure = error.get_first_failure()

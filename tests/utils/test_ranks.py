@@ -29,6 +29,16 @@ def test_a_crash_is_told_apart_from_an_end_from_outside(tmp_path: Path, ended: s
     assert str(error.value) == told
 
 
+def test_a_crash_ends_the_other_ranks_which_cannot_save_any_more(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "rank.sh"
+    script.write_text("[ $RANK = 0 ] && exit 3\ntrap 'echo asked to save' TERM\nwhile :; do sleep 0.05; done")
+    ranks = ["--nproc_per_node=2", "--standalone", "--no-python", "/bin/sh", str(script)]
+    assert run_torchrun(ranks, mend="") == 3
+    assert capfd.readouterr().out == ""
+
+
 LAUNCHER = """
 import sys
 from llava_sp.utils.errors import command_line
