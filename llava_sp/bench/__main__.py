@@ -10,6 +10,7 @@ BENCHMARKS = {
     "projector": "llava_sp.bench.projector",
     "dataset": "llava_sp.bench.dataset",
     "generate": "llava_sp.bench.generate",
+    "reliability": "llava_sp.bench.reliability",
 }
 
 

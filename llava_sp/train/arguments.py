@@ -151,6 +151,11 @@ class TrainArguments(TrainingArguments):
         "Share of the samples that may be unreadable: others take their place, and quarantine.jsonl lists them. At 0 "
         "the first one stops the run.",
     )
+    stall_timeout: float = argument(
+        600,
+        "Seconds without progress after which all ranks end and name the one that has stopped; 0 never. The first "
+        "step, a checkpoint and a batch of an evaluation may take three times as long.",
+    )
     dry_run: bool = argument(False, "Print arguments, trainable parameters, memory and the first sample; then exit.")
     stop_after_steps: int | None = argument(
         None,

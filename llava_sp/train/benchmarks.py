@@ -66,6 +66,7 @@ class BenchmarkCallback(TrainerCallback):
         due = state.global_step % every == 0 or state.global_step >= state.max_steps
         if due and not self.trainer.stopped_by:
             wanted = control.should_log
+            self.trainer.beat("answering benchmarks", slow=True)
             with self.trainer.meter.paused():
                 scores = self._evaluate()
             if self.trainer.asked_to_stop():
@@ -109,6 +110,7 @@ class BenchmarkCallback(TrainerCallback):
                     settings=benchmark.settings,
                     batch_size=trainer.args.per_device_eval_batch_size,
                 ):
+                    trainer.watchdog.go_on()
                     if trainer.signals.received:
                         break
                     if not isinstance(answer, Failure):

@@ -5,18 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
 
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.elastic import REPARTITIONED
-from llava_sp.train.events import append
+from llava_sp.train.events import append, record
 from llava_sp.train.preflight import check_before_first_step
 from llava_sp.train.signals import Preempted
+from llava_sp.train.spikes import SpikeDetector
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.ranks import is_main
 
 
-class RunCallback(TrainerCallback):
-    """Watches over one run.
+class RunCallback(TrainerCallback, ExportableState):
+    """Watches over one run. What it has learned of the loss is part of each checkpoint.
 
     Args:
         trainer: The trainer that the callback is added to.
@@ -25,12 +27,19 @@ class RunCallback(TrainerCallback):
     def __init__(self, trainer: LlavaSPTrainer) -> None:
         self.trainer = trainer
         self.stopped_early = False
+        self.spikes = SpikeDetector()
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer saves of this callback."""
+        return {"args": {}, "attributes": {"spikes": self.spikes.state_dict()}}
 
     def on_train_begin(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Checks that DeepSpeed drives the run if it should, and that saving works."""
         check_before_first_step(self.trainer)
         if is_main():  # all ranks have read it by now
             shutil.rmtree(Path(args.output_dir) / REPARTITIONED, ignore_errors=True)
+        saved: Any = state.stateful_callbacks
+        self.spikes.load_state_dict(saved[type(self).__name__]["attributes"]["spikes"])
         self.trainer.meter.start()
 
     def on_epoch_begin(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -47,7 +56,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Stops where `--stop_after_steps` or a signal says, with a checkpoint to continue from."""
+        """Looks at the loss; stops where `--stop_after_steps` or a signal says, with a checkpoint to continue from."""
+        self.watch_loss()
         if args.stop_after_steps is not None and args.stop_after_steps <= state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped_early = True
         if self.trainer.asked_to_stop():
@@ -55,6 +65,13 @@ class RunCallback(TrainerCallback):
         # The log goes to the checkpoint; without this, it would lose the steps since its last line.
         control.should_log |= control.should_save
         return control
+
+    def watch_loss(self) -> None:
+        """Tells if the loss of the step just done is a spike; a collective call."""
+        step = self.trainer.state.global_step
+        if spike := self.spikes.observe(step, self.trainer.take_step_loss()):
+            values = {name: value for name, value in vars(spike).items() if name != "step"}
+            record(Path(self.trainer.args.output_dir), "loss_spike", str(spike), step=step, **values)
 
     def on_epoch_end(
         self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,6 +84,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ends the run in the midst of an evaluation if a signal asks for it, with a checkpoint of the step before."""
+        self.trainer.watchdog.go_on()
         if self.trainer.asked_to_stop():
             self.trainer.save_checkpoint()
             raise preempted(self.trainer)

@@ -78,7 +78,7 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         if trainer.other_ranks and run.training.deepspeed:
             resume = on_first_rank(partial(repartition, resume, ranks=ranks, into=folder / REPARTITIONED))
     try:
-        with trainer.signals:
+        with trainer.signals, trainer.watchdog:
             result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
             if trainer.stopped_by:
                 raise preempted(trainer)
@@ -154,6 +154,7 @@ def finish(trainer: LlavaSPTrainer, folder: Path, metrics: dict[str, Any], *, st
         told = [line for line in trainer.state.log_history if "eval_loss" in line and line["step"] == step]
         held_out = told[-1] if told else trainer.evaluate()
         metrics.update({name: value for name, value in held_out.items() if name.startswith("eval_")})
+    trainer.beat("saving the result", slow=True)
     trainer.save_model()
     trainer.save_state()
     trainer.wait_for_all()

@@ -28,6 +28,7 @@ from llava_sp.train.optimizer import parameter_groups
 from llava_sp.train.quarantine import Quarantine
 from llava_sp.train.runtime import agree, on_first_rank
 from llava_sp.train.signals import StopSignals
+from llava_sp.train.watchdog import Watchdog
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -77,8 +78,10 @@ class LlavaSPTrainer(Trainer):
         self._group_rates: dict[str, float] = {}
         self._staging: Path | None = None
         self.signals = StopSignals()
+        self.watchdog = Watchdog(Path(args.output_dir), args.stall_timeout)
         self.stopped_by: signal.Signals | None = None
         self.other_ranks = False
+        self._step_loss = torch.zeros((), device=args.device)
         if self.train_dataset is not None:
             self.quarantine = Quarantine(Path(args.output_dir), len(self.train_dataset), args.max_bad_share)
         self.sampler: ModalityLengthSampler | None = None
@@ -122,6 +125,7 @@ class LlavaSPTrainer(Trainer):
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Takes the micro-batches of one optimizer step and counts what they hold."""
+        self.beat("fetching its batches")
         batches: list[dict[str, Any]] = []
         broken = None
         try:
@@ -136,6 +140,24 @@ class LlavaSPTrainer(Trainer):
             self.meter.count(batch, self.floating_point_ops(batch))
         self.meter.steps += 1
         return batches, items
+
+    def beat(self, doing: str, *, slow: bool = False) -> None:
+        """Tells the watchdog what begins in this step."""
+        self.watchdog.beat(doing, self.state.global_step + 1, slow=slow)
+
+    def training_step(self, *arguments: Any, **kwargs: Any) -> torch.Tensor:
+        """Makes the forward and the backward pass of one micro-batch, and with DeepSpeed the update."""
+        self.beat("forward and backward pass")
+        loss = super().training_step(*arguments, **kwargs)
+        self._step_loss += loss.detach()
+        return loss
+
+    def take_step_loss(self) -> float:
+        """Returns the loss of the step just done, over all ranks; a collective call, once a step."""
+        loss, self._step_loss = self._step_loss, torch.zeros_like(self._step_loss)
+        if self.args.world_size > 1:
+            dist.all_reduce(loss)
+        return loss.item() / self.args.world_size
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Floating-point operations of one micro-batch of this rank, forward and backward; see `FlopCounter`."""
@@ -199,6 +221,7 @@ class LlavaSPTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates on the held-out data."""
+        self.beat("evaluating", slow=True)
         try:
             with self.meter.paused():
                 return super().evaluate(*args, **kwargs)
@@ -250,6 +273,7 @@ class LlavaSPTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves into a folder of its own, which takes its place when all ranks are through and all is on the disk."""
         output = Path(self.args.output_dir)
+        self.beat("saving a checkpoint", slow=True)
         trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
         step = self.state.global_step
         all_finite(trained, f"After step {step} the weights", f"Nothing of it is saved; {self._last_checkpoint()}")

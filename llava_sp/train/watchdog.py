@@ -101,6 +101,10 @@ class Watchdog:
         if slow != was_slow and self._entered:
             self._tell()  # at once: the others must know what this rank may take, and what is slow may bar its thread
 
+    def go_on(self) -> None:
+        """Notes that what was begun last goes on: it has parts, of which ranks may have different numbers."""
+        self._last = (*self._last[:-1], time.monotonic())
+
     def __enter__(self) -> Self:
         """Begins to watch."""
         if self.limit:

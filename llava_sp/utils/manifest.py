@@ -1,6 +1,7 @@
 """A manifest makes a folder of files provably whole: their sizes and hashes, written last, when all is on the disk."""
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,9 +9,6 @@ from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, resolve_inside, sha256_file, write_json
 
 MANIFEST_NAME = "manifest.json"
-
-_THREADS = min(8, os.cpu_count() or 1)
-"""Hashing releases the interpreter's lock, and several files are hashed at a time."""
 
 _WRITES = 8
 """Files that the disk is asked to write at a time."""
@@ -20,9 +18,9 @@ def seal(folder: Path) -> None:
     """Writes a folder's manifest once all its files are on the disk, not only in memory."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     # The disk writes while the processor hashes.
-    with ThreadPoolExecutor(_WRITES) as writing, ThreadPoolExecutor(_THREADS) as hashing:
+    with ThreadPoolExecutor(_WRITES) as writing:
         written = writing.map(sync, files)
-        hashes = list(hashing.map(sha256_file, files))
+        hashes = hash_files(files)
         list(written)
     for path in {file.parent for file in files} | {folder}:
         sync(path)
@@ -52,10 +50,15 @@ def verify(folder: Path) -> None:
     for name, entry in entries.items():
         if (size := files[name].stat().st_size) != entry.get("bytes"):
             raise UserError(f"{files[name]} has {size} bytes; {MANIFEST_NAME} says {entry.get('bytes')}.")
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for name, digest in zip(entries, threads.map(sha256_file, map(files.__getitem__, entries)), strict=True):
-            if digest != entries[name].get("sha256"):
-                raise UserError(f"{files[name]} is not what was written: {MANIFEST_NAME} has another SHA-256 for it.")
+    for name, digest in zip(entries, hash_files(list(files.values())), strict=True):
+        if digest != entries[name].get("sha256"):
+            raise UserError(f"{files[name]} is not what was written: {MANIFEST_NAME} has another SHA-256 for it.")
+
+
+def hash_files(files: Iterable[Path]) -> list[str]:
+    """Returns the SHA-256 of each file; hashing frees the interpreter, and several are hashed at a time."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return list(threads.map(sha256_file, files))
 
 
 def sync(path: Path) -> None:

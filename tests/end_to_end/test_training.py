@@ -261,7 +261,8 @@ def test_zero_3_evaluates_where_one_rank_has_an_image_and_the_other_has_none(wor
 
 
 def test_a_missing_image_is_told_by_the_rank_that_meets_it(world: World) -> None:
-    result = world.tune("broken", "--check_data", "off", "--dataloader_num_workers", "1", data="broken.json")
+    flags = ["--check_data", "off", "--max_bad_share", "0", "--dataloader_num_workers", "1"]
+    result = world.tune("broken", *flags, data="broken.json")
     assert result.returncode == 2
     assert "question17" in result.stderr
     assert "gone.png" in result.stderr

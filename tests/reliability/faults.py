@@ -104,6 +104,34 @@ def signal_in_evaluation(name: str) -> None:
     predict, Trainer.prediction_step = Trainer.prediction_step, signalled
 
 
+def stall(how: str) -> None:
+    """Stops for good amid a step, on the last rank: `sleep@3`, or `stopped@3` as by SIGSTOP, or `loader@3`."""
+    what, step = how.split("@")
+
+    def stuck(method: Any) -> Any:
+        def stop(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+            if self.state.global_step + 1 == int(step) and is_last():
+                if what == "stopped":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(1000)
+            return method(self, *arguments, **kwargs)
+
+        return stop
+
+    name = "_prepare_inputs" if what == "loader" else "compute_loss"
+    setattr(Trainer, name, stuck(getattr(Trainer, name)))
+
+
+def spike(how: str) -> None:
+    """Makes the loss that is seen in one step so many times what it is: `50@30`."""
+    times, step = map(int, how.split("@"))
+
+    def jump(self: Any) -> float:
+        return float(take(self) * (times if self.state.global_step == step else 1))
+
+    take, Trainer.take_step_loss = Trainer.take_step_loss, jump
+
+
 def pause_at_step(step: str) -> None:
     """Waits two seconds before a step."""
 

@@ -1,0 +1,206 @@
+"""Measures what it costs that runs survive: the guards in a step, and the sealing of a checkpoint, each in one run.
+
+Steps: the tiny world's parts train on images of noise, all samples alike, with the guards on in every other step.
+Checkpoints: stage 1 with a projector so large that its checkpoint has the size asked for, saved in turns with and
+without being sealed; sealing is hashing, waiting for the disk, and a manifest.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava_sp.model.parts import configure, load_tokenizer
+from llava_sp.model.spatial.projector import LlavaSPProjector
+from llava_sp.train import checkpoint, trainer
+from llava_sp.train.callbacks import RunCallback
+from llava_sp.train.quarantine import Quarantine
+from llava_sp.train.run import train
+from llava_sp.train.runtime import training_command
+from llava_sp.train.signals import StopSignals
+from llava_sp.train.trainer import LlavaSPTrainer
+from llava_sp.train.watchdog import Watchdog
+from llava_sp.utils.console import out
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.manifest import hash_files
+from llava_sp.utils.ranks import is_main, run_torchrun, world_size
+
+BASE = Path(__file__).parents[1] / "playground" / "base"
+
+GUARDS: list[tuple[Any, str]] = [
+    (trainer, "agree"),
+    (LlavaSPTrainer, "_stop_unless_finite"),
+    (Quarantine, "note"),
+    (RunCallback, "watch_loss"),
+    (StopSignals, "agreed"),
+    (Watchdog, "beat"),
+]
+"""What a step does to notice that something is wrong."""
+
+CHANNELS = 64
+"""Channels of a spatial token, as in the tiny world's models."""
+
+WARM_UP = 4
+"""Steps, or checkpoints, that do not count."""
+
+
+def main(arguments: list[str]) -> None:
+    """Measures steps, then checkpoints."""
+    options = parse(arguments)
+    if options.rank:
+        training_command(lambda: measure(Path(options.rank), options))()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        make_data(Path(name))
+        for what, ranks in (("steps", options.ranks), ("checkpoints", 1)):
+            if getattr(options, what):
+                words = ["-m", "llava_sp.bench", "reliability", *arguments, "--rank", name, "--what", what]
+                code = run_torchrun([f"--nproc_per_node={ranks}", "--standalone", *words], mend="")
+                if code:
+                    sys.exit(code)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parses the benchmark's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_sp.bench reliability", description=(__doc__ or "").splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--steps", type=int, default=200, help="optimizer steps, half of them guarded (default: %(default)s)")
+    add("--ranks", type=int, default=2, help="processes of these steps, under ZeRO-2 (default: %(default)s)")
+    add("--checkpoints", type=int, default=8, help="checkpoints, half of them sealed (default: %(default)s)")
+    add("--size", type=float, default=1.0, help="size of one in GB (default: %(default)s)")
+    add("--folder", help="where files are written for the while (default: the temporary folder)")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--rank", help=argparse.SUPPRESS)
+    add("--what", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if min(options.steps, options.checkpoints) < 0 or options.ranks < 1 or options.size <= 0:
+        raise UserError("--steps and --checkpoints must not be negative, --ranks and --size must be above 0.")
+    return options
+
+
+def make_data(folder: Path) -> None:
+    """Writes samples that take equally long, each with an image of noise."""
+    random = np.random.default_rng(0)
+    turns = [{"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": "a red circle"}]
+    for number in range(16):
+        noise = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    records = [{"id": str(number), "image": f"{number % 16}.png", "conversations": turns} for number in range(4096)]
+    (folder / "data.json").write_text(json.dumps(records))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> None:
+    """Trains in this process, as one rank, and prints what was measured."""
+    words = ["--model_name_or_path", str(BASE / "llm"), "--vision_tower", str(BASE / "vision_tower")]
+    words += ["--data_path", str(folder / "data.json"), "--image_folder", str(folder), "--output_dir"]
+    words += [str(folder / options.what), "--disable_tqdm", "True", "--logging_steps", "1000", "--check_data", "off"]
+    words += ["--use_cpu"] if options.device == "cpu" else []
+    if options.what == "steps":
+        words += ["--lora_enable", "True", "--lora_r", "8", "--sfe_channels", str(CHANNELS), "--save_strategy", "no"]
+        words += ["--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "1"]
+        words += ["--deepspeed", "configs/zero2.json", "--max_steps", str(options.steps + WARM_UP)]
+        measure_steps(words)
+    else:
+        words += ["--tune_mm_mlp_adapter", "True", "--sfe_channels", str(channels_for(options.size))]
+        words += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--save_total_limit", "1"]
+        words += ["--save_steps", "1", "--max_steps", str(options.checkpoints + WARM_UP)]
+        measure_checkpoints(words)
+
+
+def measure_steps(words: list[str]) -> None:
+    """Trains with the guards on in every other step, and prints what they add to its time."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    began, guarded, fetch = 0.0, True, LlavaSPTrainer.get_batch_samples
+
+    def switched(guard: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **named: guard(*arguments, **named) if guarded else None
+
+    def timed(self: LlavaSPTrainer, *arguments: Any) -> Any:
+        nonlocal began, guarded
+        now = time.perf_counter()
+        if self.state.global_step > WARM_UP:
+            seconds[guarded].append(now - began)
+        began, guarded = now, not guarded
+        return fetch(self, *arguments)
+
+    with ExitStack() as patched:
+        for owner, name in GUARDS:
+            patched.enter_context(patch.object(owner, name, switched(getattr(owner, name))))
+        patched.enter_context(patch.object(LlavaSPTrainer, "get_batch_samples", timed))
+        train(words, ranks=world_size())
+    plain, guarded_time = (statistics.median(seconds[on]) for on in (False, True))
+    report(
+        f"a step of {world_size()} ranks (medians of {len(seconds[False])} without the guards and {len(seconds[True])} with)",
+        {"without": plain, "with": guarded_time, "the guards": guarded_time - plain},
+    )
+
+
+def measure_checkpoints(words: list[str]) -> None:
+    """Trains and saves after each step, sealed every other time; prints what sealing adds, and hashing alone."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    save, size = LlavaSPTrainer._save_checkpoint, 0
+
+    def timed(self: LlavaSPTrainer, *arguments: Any) -> None:
+        nonlocal size
+        sealed = self.state.global_step % 2 == 0
+        with ExitStack() as patched:
+            if not sealed:
+                for owner, name in ((checkpoint, "seal"), (trainer, "all_finite")):
+                    patched.enter_context(patch.object(owner, name, lambda *arguments: None))
+            os.sync()  # what the former one left to write is not this one's
+            began = time.perf_counter()
+            save(self, *arguments)
+            took = time.perf_counter() - began
+        files = [file for file in checkpoint.checkpoints(Path(self.args.output_dir))[-1].rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        if self.state.global_step > WARM_UP:
+            seconds["sealed" if sealed else "plain"].append(took)
+            began = time.perf_counter()
+            hash_files(files)
+            seconds["hashing"].append(time.perf_counter() - began)
+
+    with patch.object(LlavaSPTrainer, "_save_checkpoint", timed):
+        train(words, ranks=1)
+    plain, sealed, hashing = (statistics.median(seconds[name]) for name in ("plain", "sealed", "hashing"))
+    told = (
+        f"a checkpoint of {size / 1e9:.2f} GB ({len(seconds['sealed'])} sealed, {len(seconds['plain'])} not; medians)"
+    )
+    rest = sealed - plain - hashing
+    report(told, {"not sealed": plain, "sealed": sealed, "hashing alone": hashing, "the rest of sealing": rest})
+
+
+def report(title: str, rows: dict[str, float]) -> None:
+    """Prints times, and what share of the first one each is."""
+    if is_main():
+        first = next(iter(rows.values()))
+        out("\n".join([title, *(f"  {n:<20} {1000 * s:>9.2f} ms {100 * s / first:>8.2f}%" for n, s in rows.items())]))
+
+
+def channels_for(size: float) -> int:
+    """Returns the channels of a spatial token with which stage 1 saves checkpoints of about so many GB."""
+    channels = CHANNELS
+    while 12 * count_parameters(channels) < size * 1e9:  # fp32 weights and two moments
+        channels += CHANNELS
+    return channels
+
+
+def count_parameters(channels: int) -> int:
+    """Counts the projector's parameters at a width of the spatial tokens."""
+    llm, tower = str(BASE / "llm"), str(BASE / "vision_tower")
+    config = configure(llm, tower, load_tokenizer(llm), overrides={"sfe_channels": channels})
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in LlavaSPProjector(config).parameters())
