@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_sp.train.elastic import repartition
+from llava_sp.train.elastic import repartition, reseed
 from llava_sp.train.pickles import check_pickles, load
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.manifest import seal
@@ -79,9 +80,9 @@ def test_each_step_takes_the_same_samples(moved: tuple[Path, Path]) -> None:
 def test_the_losses_and_the_result_are_the_same_but_for_rounding(moved: tuple[Path, Path]) -> None:
     whole, parts = map(steps_of, moved)
     assert [line["step"] for line in parts] == list(range(1, 9))
-    for name in ("loss", "grad_norm", "learning_rate/lora", "learning_rate/projector", "epoch"):
-        found, expected = ([line.get(name, 0) for line in log] for log in (parts, whole))
-        assert found == pytest.approx(expected, rel=1e-6), name
+    for name, close in (("loss", 1e-6), ("grad_norm", 1e-5), ("learning_rate/projector", 0), ("epoch", 0)):
+        found, expected = ([line[name] for line in log] for log in (parts, whole))
+        assert found == pytest.approx(expected, rel=close), name
     expected = weights_of(moved[0])
     for name, tensor in weights_of(moved[1]).items():
         assert torch.allclose(tensor, expected[name], rtol=1e-4, atol=1e-5), name
@@ -94,19 +95,20 @@ def test_each_checkpoint_is_of_the_ranks_that_wrote_it(moved: tuple[Path, Path])
     assert not list(moved[1].glob(".repartitioned*"))
 
 
-def test_in_bf16_the_first_step_on_other_ranks_has_the_same_loss(runs: Runs) -> None:
-    """Gradients are exchanged in bf16: from the first update on, one rank and two differ by its rounding."""
-    flags = [*ZERO_2, "--bf16", "True"]
+def test_in_bf16_it_is_the_same_run_where_gradients_are_exchanged_in_fp32(runs: Runs) -> None:
+    """By DeepSpeed's default they are in bf16, and whether one rank sums or two makes a difference of its rounding."""
+    settings = json.loads((ROOT / "configs" / "zero2.json").read_text())
+    (runs / "exchange.json").write_text(json.dumps({**settings, "communication_data_type": "fp32"}))
+    flags = ["--deepspeed", str(runs / "exchange.json"), "--bf16", "True"]
     go(runs, "bf16-whole", LORA, flags, ranks=1)
     for ranks, stop in LEGS:
         go(runs, "bf16", LORA, flags, ranks, stop)
     whole, parts = ([line["loss"] for line in steps_of(runs / name)] for name in ("bf16-whole", "bf16"))
-    assert parts[:4] == pytest.approx(whole[:4], rel=1e-6)
-    assert parts == pytest.approx(whole, rel=1e-2)
+    assert parts == pytest.approx(whole, rel=1e-6)
 
 
 def test_to_continue_on_other_ranks_once_more_gives_the_same_bits(runs: Runs) -> None:
-    """With dropout: the random streams are seeded anew, by seed, step and rank."""
+    """With dropout: the random streams are seeded anew, by seed, step and rank alone."""
     results = []
     runs.run("dropout", *ZERO_2, "--stop_after_steps", "3")
     for name in ("dropout-a", "dropout-b"):
@@ -114,6 +116,10 @@ def test_to_continue_on_other_ranks_once_more_gives_the_same_bits(runs: Runs) ->
         done = runs.run(name, *ZERO_2, ranks=2)
         assert set(done.codes) == {0}, done.text
         results.append(weights_of(runs / name))
+        for rank in (0, 1):
+            reseed(42, step=3, rank=rank)
+            # Dropout draws from PyTorch's stream; Python's is as it was seeded.
+            assert load(runs / name / "checkpoint-4" / f"rng_state_{rank}.pth")["python"] == random.getstate()
     assert all(torch.equal(results[1][name], tensor) for name, tensor in results[0].items())
 
 
