@@ -22,7 +22,7 @@ from llava_sp.train.arguments import LORA_FIELDS, DataArguments, ModelArguments,
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
 from llava_sp.train.legacy import apply_legacy_flags, follow_adapter, read_renamed
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json
+from llava_sp.utils.files import read_json_object
 from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -49,6 +49,19 @@ class RunArguments:
     data: DataArguments
     training: TrainArguments
     batch_plan: BatchPlan
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without references to lists and mappings, for a few lines of those stand for billions of items."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Reads a value."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+                what = f"*{event.anchor} refers to a list or a mapping, which is not supported"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
 
 class _Parser(HfArgumentParser):
@@ -99,6 +112,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
     _choose_conversation(given)
     get_template(given["version"])  # says so if there is none
     _choose_precision(given)
+    _check_ranges(given)
     given.setdefault("per_device_train_batch_size", TrainArguments.per_device_train_batch_size)
     plan = plan_batch(
         per_device=given["per_device_train_batch_size"],
@@ -118,7 +132,6 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         )
     if given.get("load_best_model_at_end"):
         raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
-    _check_ranges(given)
     _check_bits(given)
     _check_reporters(given)
     _complete_evaluation(given)
@@ -141,8 +154,9 @@ def build_arguments(given: dict[str, Any], plan: BatchPlan) -> RunArguments:
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         try:
             training = _fill(TrainArguments, given)
-        except (ValueError, ImportError) as error:
-            raise UserError(f"The training arguments do not fit together: {error}") from error
+        except Exception as error:  # no code of ours, and each of its checks raises something else
+            what = error if isinstance(error, ValueError | ImportError | OSError) else repr(error)
+            raise UserError(f"The training arguments do not fit together: {what}") from error
     return RunArguments(_fill(ModelArguments, given), _fill(DataArguments, given), training, plan)
 
 
@@ -171,12 +185,14 @@ def read_yaml(path: str) -> dict[str, Any]:
         UserError: The file is missing, is no YAML, or is no mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8.") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from None
+    except Exception as error:  # YAMLError, and whatever comes of a date or a tagged value that is none
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if values is None:
         return {}
@@ -191,12 +207,18 @@ def _as_flags(values: dict[str, Any]) -> list[str]:
     for name, value in values.items():
         if value is None:
             continue
-        argv.append(f"--{name}")
         if isinstance(value, list):
-            argv += [str(item) for item in value]
-        else:
-            argv.append(json.dumps(value) if isinstance(value, dict) else str(value))
+            argv += [f"--{name}", *map(str, value)]
+        else:  # in one word, so that no value is taken for a flag
+            argv.append(f"--{name}={_to_json(name, value) if isinstance(value, dict) else value}")
     return argv
+
+
+def _to_json(name: str, value: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError as error:  # as of a date
+        raise UserError(f"{name}: {error}.") from None
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -222,7 +244,7 @@ def _follow_start(given: dict[str, Any]) -> None:
         followed["adapter_config.json"] = LORA_FIELDS
     for file, names in followed.items():
         path = Path(given["init_from"]) / file
-        found = read_json(path) if path.is_file() else {}
+        found = read_json_object(path) if path.is_file() else {}
         given.update({flag: found[name] for flag, name in names.items() if name in found and flag not in given})
 
 
@@ -234,10 +256,11 @@ def _choose_conversation(given: dict[str, Any]) -> None:
     card = Path(given.get("init_from") or "") / CARD_NAME
     if card.is_file() and "conversation" not in given:
         start = Card.read(card)
-        given["conversation"] = start.conversation_template
-        if start.conversation_template == "plain":  # after stage 1, which knows nevertheless what was to come
-            told = start.details.get("arguments", {})
-            given["conversation"] = told.get("conversation", ModelArguments.conversation)
+        spoken = start.conversation_template
+        if spoken == "plain":  # after stage 1, which knows nevertheless what was to come
+            told = start.details.get("arguments")
+            spoken = (told if isinstance(told, dict) else {}).get("conversation", ModelArguments.conversation)
+        given["conversation"] = str(spoken)
     given.setdefault("version", given.get("conversation", ModelArguments.conversation))
 
 
@@ -261,14 +284,20 @@ def zero_stage(deepspeed: str | None) -> int:
 
 def zero_settings(deepspeed: str | None) -> dict[str, Any]:
     """Returns what a DeepSpeed configuration file says of ZeRO; nothing without one."""
-    return read_json(deepspeed).get("zero_optimization", {}) if deepspeed else {}
+    settings = read_json_object(deepspeed).get("zero_optimization", {}) if deepspeed else {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{deepspeed}: 'zero_optimization' must be an object.")
+    return settings
 
 
 def _check_ranges(given: dict[str, Any]) -> None:
     """Numbers that PyTorch or PEFT would refuse only after the weights are loaded."""
+    for name, value in given.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"--{name}: a number of at most 18 digits is needed.")
     for name, (lowest, limit) in RANGES.items():
         value = given.get(name)
-        if value is not None and not lowest <= value < limit:
+        if value is not None and not (isinstance(value, int | float) and lowest <= value < limit):
             most = f" to below {limit}" if limit < math.inf else ""
             raise UserError(f"--{name} {value}: a number from {lowest}{most} is needed.")
 
@@ -307,7 +336,7 @@ def _check_benchmarks(given: dict[str, Any]) -> None:
             f"--eval_benchmarks with ZeRO-3 ({given['deepspeed']}): a rank has no whole model to answer with; give "
             "--deepspeed configs/zero2.json, or evaluate the checkpoints with python -m llava_sp.eval."
         )
-    if (given.get("eval_benchmark_steps") or 1) <= 0:
+    if not (given.get("eval_benchmark_steps") or 1) > 0:  # NaN is not
         raise UserError(f"--eval_benchmark_steps must be above 0, not {given['eval_benchmark_steps']}.")
 
 

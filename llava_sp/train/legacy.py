@@ -126,7 +126,7 @@ def read_pinpoints(text: str | None) -> list[list[int]] | None:
         return None
     try:
         return [[int(height), int(width)] for width, height in ast.literal_eval(text)]
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError, MemoryError):
         raise UserError(
             f'--image_grid_pinpoints {text}: a list of sizes is needed, such as "[(336, 672), (672, 336)]".'
         ) from None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,35 @@ def test_captions_are_plain_and_stage_2_speaks_as_the_llm_does(path: Path) -> No
 def test_stage_2_speaks_as_the_checkpoint_that_it_starts_from(
     template: str, arguments: dict[str, str], flags: list[str], expected: str, tmp_path: Path
 ) -> None:
-    Card("projector", {}, "pretrain", template, {}, details={"arguments": arguments}).write(tmp_path)
+    Card("full", {}, "pretrain", template, {}, details={"arguments": arguments}).write(tmp_path)
     assert parse(["--output_dir", "out", "--init_from", str(tmp_path), *flags]).model.version == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "culprit"),
+    [("plain", 7, ""), ("plain", {"conversation": ["v1"]}, r"template \"\['v1'\]\""), (["v1"], {}, r"\['v1'\]")],
+)
+def test_an_odd_card_of_the_start_is_told(template: Any, arguments: Any, culprit: str, tmp_path: Path) -> None:
+    Card("full", {}, "pretrain", template, {}, details={"arguments": arguments}).write(tmp_path)
+    with pytest.raises(UserError, match=culprit) if culprit else nullcontext():
+        parse(["--output_dir", "out", "--init_from", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.json", "7"), ("adapter_config.json", '["r"]'), ("adapter_config.json", '{"r": "64"}')],
+)
+def test_an_odd_file_of_the_start_is_told(file: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=r"lora_r|\.json holds no JSON object"):
+        parse(["--output_dir", "out", "--lora_enable", "--init_from", str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ["[]", '{"zero_optimization": 2}'])
+def test_an_odd_deepspeed_file_is_told(content: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "zero.json", content)
+    with pytest.raises(UserError, match=r"zero\.json"):
+        parse(["--output_dir", "out", "--deepspeed", path, "--eval_benchmarks", "pope"])
 
 
 def test_later_yaml_and_flags_win(tmp_path: Path) -> None:
@@ -217,6 +245,41 @@ def test_unknown_yaml_keys_name_their_file(tmp_path: Path) -> None:
 def test_a_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"bad\.yaml"):
         collect([write(tmp_path / "bad.yaml", text)])
+
+
+def test_a_value_in_a_yaml_is_never_taken_for_a_flag(tmp_path: Path) -> None:
+    assert collect([write(tmp_path / "a.yaml", "run_name: --lora_enable\nadam_epsilon: -1e-3\n")]) == {
+        "run_name": "--lora_enable",
+        "adam_epsilon": -1e-3,
+    }
+
+
+def test_a_yaml_may_refer_to_a_value_but_to_no_list(tmp_path: Path) -> None:
+    assert collect([write(tmp_path / "a.yaml", "seed: &seed 3\ndata_seed: *seed\n")]) == {"seed": 3, "data_seed": 3}
+    lines = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]  # stands for 9 ** 10 numbers
+    for bomb in ("\n".join(lines), "sfe_sides: &a [*a]", "accelerator_config: &a {b: *a}"):
+        with pytest.raises(UserError, match="refers to a list or a mapping"):
+            collect([write(tmp_path / "a.yaml", bomb)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 2001-13-45",
+        "seed: " + "9" * 5000,
+        "seed: !!bool x",
+        "seed: !!int ''",
+        "[" * 3000,
+        "seed: !!python/object/apply:os.getcwd []",
+        "accelerator_config: {2001-01-01: 1}",
+        "accelerator_config: {a: 2001-01-01}",
+        "help: true",
+    ],
+)
+def test_an_odd_yaml_is_told(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        collect([write(tmp_path / "odd.yaml", text)])
 
 
 def test_a_yaml_in_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -261,6 +324,15 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--report_to carrier_pigeon", "carrier_pigeon: choose among none, wandb, tensorboard"),
         ("--save_strategy sometimes", "sometimes"),
         ("--dataloader_prefetch_factor 2 --dataloader_num_workers 0", "prefetch_factor"),
+        (
+            f"--per_device_train_batch_size {10**4000} --global_batch_size 7",
+            "per_device_train_batch_size: .* 18 digits",
+        ),
+        ("--accelerator_config nowhere.json", "nowhere.json"),
+        ('--accelerator_config {"spilt_batches":1}', "spilt_batches"),
+        ("--image_aspect_ratio anyres --image_grid_pinpoints [(1e999,336)]", "a list of sizes"),
+        ("--image_aspect_ratio anyres --image_grid_pinpoints " + "[" * 3000, "a list of sizes"),
+        ("--eval_benchmark_steps nan", "eval_benchmark_steps must be above 0"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(flags: str, culprit: str) -> None:
