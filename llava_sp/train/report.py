@@ -2,9 +2,12 @@
 
 import os
 import sys
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from llava_sp.constants import IGNORE_INDEX, IMAGE_TOKEN
@@ -12,6 +15,7 @@ from llava_sp.model.card import CARD_NAME
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.model.quantization import count, quantised_parameters
 from llava_sp.model.trainable import part_modules, plain_model, trainable_parameter_groups
+from llava_sp.train import assembly
 from llava_sp.train.command_line import RunArguments, zero_settings, zero_stage
 from llava_sp.train.provenance import chosen_arguments
 from llava_sp.utils.console import out
@@ -104,19 +108,106 @@ def format_memory(estimate: dict[str, float], run: RunArguments) -> str:
     return "\n".join(lines)
 
 
-def memory_advice(run: RunArguments) -> str:
-    """Returns what can be done where a GPU has too little memory for a run."""
-    knobs = [
-        ("gradient_checkpointing true", not run.training.gradient_checkpointing),
-        (f"per_device_train_batch_size below {run.batch_plan.per_device}", run.batch_plan.per_device > 1),
-        (f"model_max_length below {run.training.model_max_length}", True),
-        ("bits 4", run.model.stage != "finetune" and run.model.bits > 4),
-        ("deepspeed configs/zero3.json", run.model.bits == 16 and zero_stage(run.training.deepspeed) < 3),
-    ]
+def memory_advice(run: RunArguments, error: BaseException, *, available: float | None = None) -> str | None:
+    """Returns what can be done where memory was too little for a run, with figures from `memory_estimate`.
+
+    Args:
+        run: The run's arguments.
+        error: What was met.
+        available: Bytes that one rank can have; found out if not given.
+
+    Returns:
+        A few sentences for a `UserError`, or None if `error` is about something else.
+    """
+    place = short_of(error)
+    if place is None:
+        return None
+    if place == "machine" and not run.training.use_cpu:
+        workers = run.training.dataloader_num_workers
+        fewer = f"--dataloader_num_workers below {workers}, or " if workers else ""
+        return (
+            "The machine is out of memory, not the GPU: there each rank holds the whole model while it loads, its data "
+            "workers hold images, and DeepSpeed what its configuration offloads. End what else runs on the machine, or "
+            f"give {fewer}a lower --nproc_per_node."
+        )
+    available = memory_of_a_rank(run.training.device) if available is None else available
+    with assembly.whole_weights(run):
+        model, _ = assembly.plan_model(run)
+    need = rank_memory(model, run)
+    # Where the estimate is below what there is, it is too low; then it is for other arguments too.
+    enough = 0.9 * min(available, need)
+    knobs = [[(flags, rank_memory(model, lighter)) for flags, lighter in knob] for knob in lighter_runs(run)]
+    found = (next((option for option in knob if option[1] <= enough), None) for knob in knobs)
+    *single, combined = [f"{option[0]} ({option[1] / GIB:.3g} GiB)" if option else "" for option in found]
+    fitting = " or ".join(filter(None, single)) or combined
+    advice = f"Give {fitting}" if fitting else "It takes more memory, more ranks, or a lower --model_max_length"
     return (
-        f"The GPU is out of memory. Any of these needs less: {', '.join(f'--{knob}' for knob, helps in knobs if helps)}"
-        "; --dry_run estimates how much. With other arguments a run that has checkpoints needs another --output_dir."
+        f"The {place} is out of memory: a rank needs about {need / GIB:.3g} GiB (estimated, as by --dry_run) and "
+        f"can have {available / GIB:.3g}. {advice}. With other arguments a run that has checkpoints needs another "
+        "--output_dir."
     )
+
+
+def short_of(error: BaseException) -> Literal["GPU", "machine"] | None:
+    """Returns whose memory an error says is used up, if it says so."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or ("CUDA" in text and "out of memory" in text):
+        return "GPU"
+    # The last is said of a data worker that the system has ended, which it mostly does for want of memory.
+    told = ("DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
+    return "machine" if isinstance(error, MemoryError) or any(words in text for words in told) else None
+
+
+def memory_of_a_rank(device: torch.device) -> float:
+    """Returns the bytes that this process has and can get: on its GPU, or as its share of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def rank_memory(model: nn.Module, run: RunArguments) -> float:
+    """Returns the sum of `memory_estimate` in bytes, without what is offloaded."""
+    return sum(size for name, size in memory_estimate(model, run).items() if name != "CPU memory")
+
+
+def lighter_runs(run: RunArguments) -> list[list[tuple[str, RunArguments]]]:
+    """Returns the ways to need less memory, and last the most of all of them: flags, and the run that they make."""
+    plan, training, bits = run.batch_plan, run.training, run.model.bits
+    micro_batches = plan.per_device * plan.accumulation
+    knobs: list[dict[str, dict[str, Any]]] = [
+        {
+            f"--per_device_train_batch_size {size} --gradient_accumulation_steps {micro_batches // size}": {
+                "batch_plan": replace(plan, per_device=size, accumulation=micro_batches // size)
+            }
+            for size in range(plan.per_device - 1, 0, -1)
+            if micro_batches % size == 0
+        },
+    ]
+    if not training.gradient_checkpointing:
+        knobs.append({"--gradient_checkpointing true": {"gradient_checkpointing": True}})
+    zero3 = Path(training.deepspeed or "configs/zero2.json").with_name("zero3.json")
+    whole = zero_stage(training.deepspeed) < 3
+    if whole and bits > 4 and run.model.stage != "finetune":
+        knobs.append({"--bits 4": {"bits": 4}})
+    elif whole and bits == 16 and plan.ranks > 1 and zero3.is_file() and not training.eval_benchmarks:
+        knobs.append({f"--deepspeed {zero3}": {"deepspeed": str(zero3)}})
+    most = [list(knob.items())[-1] for knob in knobs if knob]
+    last = {" ".join(flags for flags, _ in most): {name: value for _, new in most for name, value in new.items()}}
+    if bits > 4 and run.model.stage != "finetune":
+        alone = replace(plan, per_device=1, accumulation=micro_batches)
+        least = {"bits": 4, "optim": "paged_adamw_8bit", "deepspeed": None, "batch_plan": alone}
+        last["configs/train/small_gpu.yaml after the script"] = least
+    knobs.append(last)
+    return [[(flags, changed(run, changes)) for flags, changes in knob.items()] for knob in knobs]
+
+
+def changed(run: RunArguments, changes: dict[str, Any]) -> RunArguments:
+    """Returns a copy of a run in which some fields, of whichever of its parts, have other values."""
+    run = replace(run, model=copy(run.model), training=copy(run.training))
+    for name, value in changes.items():
+        owner = next(part for part in (run, run.model, run.training) if hasattr(part, name))
+        setattr(owner, name, value)
+    return run
 
 
 def render_sample(sample: dict[str, Any], processor: LlavaSPProcessor, *, colour: bool) -> str:
