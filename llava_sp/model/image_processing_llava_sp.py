@@ -3,7 +3,6 @@
 Shapes: S side of the tower's input in pixels.
 """
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from transformers.image_transforms import divide_to_patches
 from transformers.image_utils import ChannelDimension, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from llava_sp.constants import MAX_PIXELS
 from llava_sp.utils.errors import UserError
 
 ImageAspectRatio = Literal["square", "pad", "anyres"]
@@ -52,11 +52,11 @@ class LlavaSPImageProcessor(CLIPImageProcessorPil):
         """Returns one image as an array [3, height, width], padded to a square if so configured.
 
         Raises:
-            UserError: It has more pixels than Pillow takes for safe, and is not decoded.
+            UserError: It has too many pixels; it is not decoded.
         """
-        if isinstance(image, PIL.Image.Image) and image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+        if isinstance(image, PIL.Image.Image) and image.width * image.height > MAX_PIXELS:
             raise UserError(
-                f"An image has {image.width} x {image.height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS. Shrink it."
+                f"An image has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken. Shrink it."
             )
         array = super().process_image(image, **kwargs)
         if (image_aspect_ratio or self.image_aspect_ratio) == "pad":

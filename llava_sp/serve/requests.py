@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from llava_sp.constants import IMAGE_TOKEN
-from llava_sp.data.images import MAX_PIXELS, decode_image
+from llava_sp.constants import IMAGE_TOKEN, MAX_PIXELS
+from llava_sp.data.images import decode_image
 from llava_sp.utils.errors import UserError
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
