@@ -12,7 +12,7 @@ import transformers
 import yaml
 from transformers.utils import DummyObject
 
-from llava_sp.convert.hub import to_hub
+from llava_sp.convert.hub import _public, to_hub
 from llava_sp.model import loading, trainable
 from llava_sp.utils.errors import UserError
 
@@ -115,3 +115,20 @@ def test_the_model_card_invents_nothing(tiny_parts, tmp_path):
     (tmp_path / "scores.json").write_text("[1]")
     with pytest.raises(UserError, match=r"scores\.json is no JSON object"):
         to_hub(str(tmp_path / "model"), str(tmp_path / "other"), scores=str(tmp_path / "scores.json"))
+
+
+@pytest.mark.parametrize(
+    ("told", "public"),
+    [
+        ("/home/me/my data/mix.json", "mix.json"),
+        ("~/mix.json", "mix.json"),
+        ("../../home/me/mix.json", "mix.json"),
+        ("a.json,/home/me/b.json", "a.json,b.json"),
+        ("--data_path=/home/me/b.json --epochs 1/2", "--data_path=b.json --epochs 1/2"),
+        ("https://me:token@host/of/mine", "https://host/of/mine"),
+        ({"list": ["/home/me/a", 3, None], "inside": {"x": "/a/b"}}, {"list": ["a", 3, None], "inside": {"x": "b"}}),
+        *((same, same) for same in ("meta-llama/Llama-3-8B", "data/mix.json", "https://host/a/b", "and/or", 0.5)),
+    ],
+)
+def test_paths_of_this_machine_and_passwords_are_not_published(told, public):
+    assert _public(told) == public

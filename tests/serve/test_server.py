@@ -11,14 +11,15 @@ import openai
 import pytest
 
 from llava_sp.eval import run_llava
+from tests.reliability.sockets import listening
 
 QUESTION = "Is there a digit?"
 TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def address(checkpoints):
-    """The address of a running server, started as a user would, of an adapter checkpoint."""
+def running(checkpoints):
+    """A running server, started as a user would, of an adapter checkpoint: its address and process."""
     command = [sys.executable, "-m", "llava_sp.serve", "openai", "--model-path", str(checkpoints["adapter"])]
     with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -29,11 +30,16 @@ def address(checkpoints):
                 break
         else:
             pytest.fail("".join(log))
-        yield found[1]
+        yield found[1], process.pid
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[1]
         assert process.returncode == 0, rest
         assert "Traceback" not in rest
+
+
+@pytest.fixture(scope="module")
+def address(running):
+    return running[0]
 
 
 @pytest.fixture
@@ -62,6 +68,11 @@ def run_llavas_answer(checkpoint: Path, monkeypatch, capsys, *image: str) -> str
     monkeypatch.setattr("sys.argv", ["run_llava", *flags, *image, "--query", QUESTION])
     run_llava.main()
     return capsys.readouterr().out.strip()
+
+
+def test_it_listens_on_this_machine_alone(running):
+    address, process = running
+    assert listening(process) == {f"0100007F:{int(address.rpartition(':')[2]):04X}"}
 
 
 def test_it_serves_one_model(client):
