@@ -109,7 +109,8 @@ def test_ranks_save_when_the_launcher_is_asked_to_end(launch: Callable[..., Laun
     launched.signal(sent)
     code, told = launched.end()
     assert code == 75
-    assert sorted(told.split("\n")) == ["", "saved by rank 0", "saved by rank 1"]
+    # The shell may remark that its `sleep` was ended, when torchrun closes the rank that leaves last.
+    assert sorted(set(told.splitlines()) - {"Terminated"}) == ["saved by rank 0", "saved by rank 1"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
