@@ -143,8 +143,9 @@ def measure_steps(words: list[str]) -> None:
         patched.enter_context(patch.object(LlavaSPTrainer, "get_batch_samples", timed))
         train(words, ranks=world_size())
     plain, guarded_time = (statistics.median(seconds[on]) for on in (False, True))
+    counts = f"{len(seconds[False])} without the guards, {len(seconds[True])} with"
     report(
-        f"a step of {world_size()} ranks (medians of {len(seconds[False])} without the guards and {len(seconds[True])} with)",
+        f"a step of {world_size()} ranks ({counts}; medians)",
         {"without": plain, "with": guarded_time, "the guards": guarded_time - plain},
     )
 

@@ -15,7 +15,7 @@ from llava_sp.model.parts import absolute
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging
-from llava_sp.utils.ranks import count_processes, run_torchrun
+from llava_sp.utils.ranks import count_processes, end_with_launcher, run_torchrun
 
 SCORED = {"here": "scored here", "server": "scored by its server", "judge": "scored by a judge model"}
 
@@ -23,6 +23,7 @@ SCORED = {"here": "scored here", "server": "scored by its server", "judge": "sco
 @command_line
 def main() -> None:
     """Lists the benchmarks, is one rank of an evaluation, or starts as many ranks as there are GPUs."""
+    end_with_launcher()
     setup_logging()
     arguments = sys.argv[1:]
     if "list" in _names(arguments):

@@ -156,6 +156,9 @@ class TrainArguments(TrainingArguments):
         "Seconds without progress after which all ranks end and name the one that has stopped; 0 never. The first "
         "step, a checkpoint and a batch of an evaluation may take three times as long.",
     )
+    ddp_timeout: int = argument(
+        3600, "Seconds after which a rank gives up waiting for others; best above four times --stall_timeout."
+    )
     dry_run: bool = argument(False, "Print arguments, trainable parameters, memory and the first sample; then exit.")
     stop_after_steps: int | None = argument(
         None,

@@ -16,6 +16,7 @@ from llava_sp.train.command_line import zero_stage
 from llava_sp.train.elastic import REPARTITIONED
 from llava_sp.train.events import record
 from llava_sp.train.pickles import check_pickles
+from llava_sp.train.watchdog import FOLDER_NAME as PROGRESS
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
 from llava_sp.utils.manifest import seal, sync, verify
@@ -239,7 +240,7 @@ def recover(folder: Path) -> None:
             shutil.rmtree(grown)
     if staging.exists():
         _place(staging, folder, keep=None)
-    for leftover in filter(Path.is_dir, [folder / DRY_SAVE, folder / REPARTITIONED, *folder.glob(".saving.*")]):
-        shutil.rmtree(leftover)
+    for leftover in (folder / DRY_SAVE, folder / REPARTITIONED, folder / PROGRESS, *folder.glob(".saving.*")):
+        shutil.rmtree(leftover, ignore_errors=True)
     for leftover in folder.glob(".*.json.*"):
         leftover.unlink()

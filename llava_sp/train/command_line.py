@@ -32,6 +32,8 @@ USAGE = "python -m llava_sp.train [CONFIG.yaml ...] [--name value ...]"
 REPORTERS = ("none", "wandb", "tensorboard")
 
 RANGES = {
+    "max_bad_share": (0, math.inf),
+    "stall_timeout": (0, math.inf),
     **dict.fromkeys(("lora_r", "lora_alpha", "model_max_length", "per_device_eval_batch_size"), (1, math.inf)),
     **dict.fromkeys(("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm"), (0, math.inf)),
     **dict.fromkeys(("num_train_epochs", "adam_epsilon", "dataloader_num_workers"), (0, math.inf)),
@@ -130,6 +132,8 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         raise UserError(
             f"--deepspeed: the file {given['deepspeed']} does not exist; see configs/zero2.json, or give none."
         )
+    if given.get("fsdp"):
+        raise UserError("--fsdp is not supported: DeepSpeed splits the model among ranks; see --deepspeed.")
     if given.get("load_best_model_at_end"):
         raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
     _check_bits(given)

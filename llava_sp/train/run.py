@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 
@@ -55,12 +54,17 @@ def train(argv: list[str], *, ranks: int) -> None:
             if is_main():
                 out(f"{folder} holds the complete result of this very run; nothing is left to do.")
         else:
-            train_from(resume, run)
+            with memory_explained(run):
+                train_from(resume, run)
 
 
 def train_from(resume: Path | None, run: RunArguments) -> None:
     """Trains from a checkpoint of this run, or from its beginning, to its end."""
-    folder = Path(run.training.output_dir)
+    folder, ranks = Path(run.training.output_dir), run.batch_plan.ranks
+    written_by = checkpoint.written_by(resume) if resume else ranks
+    state = resume
+    if resume is not None and written_by != ranks and run.training.deepspeed:
+        state = on_first_rank(partial(repartition, resume, ranks=ranks, into=folder / REPARTITIONED))
     transformers.set_seed(run.training.seed)
     with assembly.whole_weights(run):
         model, processor = assembly.load_model(run, resume)
@@ -68,23 +72,31 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
     if is_main():
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")
     trainer, callback = make_trainer(model, processor, run)
-    if resume is not None:
-        before, ranks = checkpoint.written_by(resume), run.batch_plan.ranks
-        trainer.other_ranks = before != ranks
-        told = f"continuing from {resume}" + f", on {ranks} rank(s) in place of {before}" * trainer.other_ranks
-        if is_main():
-            out(told)
-            append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks)
-        if trainer.other_ranks and run.training.deepspeed:
-            resume = on_first_rank(partial(repartition, resume, ranks=ranks, into=folder / REPARTITIONED))
+    trainer.other_ranks = written_by != ranks
+    if resume is not None and is_main():
+        told = f"continuing from {resume}" + f", on {ranks} rank(s) in place of {written_by}" * trainer.other_ranks
+        out(told)
+        append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks)
+    with trainer.signals, trainer.watchdog:
+        result = trainer.train(resume_from_checkpoint=str(state) if state else None)
+        if trainer.stopped_by:
+            raise preempted(trainer)
+        finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
+
+
+@contextmanager
+def memory_explained(run: RunArguments) -> Iterator[None]:
+    """Says what needs less memory where there was too little.
+
+    Raises:
+        UserError: There was.
+    """
     try:
-        with trainer.signals, trainer.watchdog:
-            result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-            if trainer.stopped_by:
-                raise preempted(trainer)
-            finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(report.memory_advice(run)) from error
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if advice := report.memory_advice(run, error):
+            raise UserError(advice) from error
+        raise
 
 
 def show_plan(given: dict[str, Any], plan: BatchPlan) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava_sp.train import checkpoint
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
@@ -22,7 +23,13 @@ def make_checkpoint(folder: Path, step: int, *, ranks: int = 1, deepspeed: bool 
     names = ["trainer_state.json", "llava_sp.json", "scheduler.pt", "latest" if deepspeed else "optimizer.pt"]
     names += [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
     for name in names:
-        (path / name).touch()
+        if name.endswith((".pt", ".pth")):
+            torch.save({}, path / name)
+        else:
+            (path / name).touch()
+    if deepspeed:
+        (path / f"global_step{step}").mkdir()
+        (path / "latest").write_text(f"global_step{step}")
     seal(path)
     return path
 
