@@ -1,5 +1,6 @@
 """Configuration of LLaVA-SP: every variant of the spatial part is a choice of these fields."""
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -13,10 +14,31 @@ from llava_sp.utils.errors import UserError
 
 PatchMergeType = Literal["flat", "spatial", "spatial_unpad"]
 
+MAX_CHANNELS, MAX_TRANSFORMER_LAYERS, MAX_TILES = 2**16, 100, 256
+"""Far more than makes sense, and less than what exhausts the memory before anybody sees why."""
+
 VOCABULARY_MULTIPLE = 64
 """The embedding is padded to a multiple of this many rows, the size that matrix units and tensor parallelism like."""
 
 
+def _in_plain_words(cls: type[LlavaConfig]) -> Any:
+    """Makes what a field's type or a part's own check raises an error that says so in a sentence."""
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def init(self: LlavaConfig, *arguments: Any, **fields: Any) -> None:
+        try:
+            build(self, *arguments, **fields)
+        except UserError:
+            raise
+        except Exception as error:  # the parts are transformers' own, and raise anything
+            raise UserError(f"The configuration is not valid: {' '.join(str(error).split())}.") from error
+
+    setattr(cls, "__init__", init)  # noqa: B010 - mypy takes no assignment
+    return cls
+
+
+@_in_plain_words
 @strict
 class LlavaSPConfig(LlavaConfig):
     r"""Configuration of a LLaVA-SP model: a vision tower, an LLM, and the spatial part between them (paper section 3).
@@ -75,6 +97,7 @@ class LlavaSPConfig(LlavaConfig):
         super().__post_init__(**kwargs)
         check_kind(self.vision_config)
         check_kind(self.text_config)
+        self._check_grid()
         spatial = self.sfe_maps != "none"
         if self.sfe_sides is None:
             centred = self.sfe_maps == "cropping"
@@ -87,6 +110,8 @@ class LlavaSPConfig(LlavaConfig):
         self.image_seq_length = self.num_spatial_tokens + self.grid_side**2
         if self.llm_vocab_size is None:
             self.llm_vocab_size = self.text_config.vocab_size
+        if self.llm_vocab_size < 1:
+            raise UserError(f"llm_vocab_size must be at least 1, not {self.llm_vocab_size}.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -129,6 +154,15 @@ class LlavaSPConfig(LlavaConfig):
             spatial_tokens=self.num_spatial_tokens,
         )
 
+    def _check_grid(self) -> None:
+        side, patch = (getattr(self.vision_config, name, None) for name in ("image_size", "patch_size"))
+        if not isinstance(side, int) or not isinstance(patch, int) or not 1 <= patch <= side:
+            raise UserError(f"The vision tower has no square grid: patches of {patch} pixels in an image of {side}.")
+        depth, layers = self.vision_config.num_hidden_layers, self.vision_feature_layer
+        for layer in [layers] if isinstance(layers, int) else layers or [None]:
+            if layer is None or not -depth - 1 <= layer <= depth:
+                raise UserError(f"vision_feature_layer: {layer} is none of the tower's {depth} layers.")
+
     def _check_spatial_fields(self) -> None:
         n = self.grid_side
         if self.sfe_maps == "none":
@@ -151,10 +185,9 @@ class LlavaSPConfig(LlavaConfig):
             raise UserError("sfe_sides is empty. For a model without spatial tokens, set sfe_maps to 'none'.")
         if len(set(self.sfe_sides)) != len(self.sfe_sides):
             raise UserError(f"sfe_sides names a side twice: {self.sfe_sides}.")
-        if self.sfe_channels < 1:
-            raise UserError(f"sfe_channels must be at least 1, not {self.sfe_channels}.")
-        if self.dfi_stride < 1:
-            raise UserError(f"dfi_stride must be at least 1, not {self.dfi_stride}.")
+        for name, most in (("sfe_channels", MAX_CHANNELS), ("dfi_stride", n)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} must be from 1 to {most:,}, not {getattr(self, name)}.")
         for kernel in self.dfi_kernels or []:
             if not 1 <= kernel <= n:
                 raise UserError(f"dfi_kernels: a kernel of {kernel} does not fit the {n} x {n} grid; use 1 to {n}.")
@@ -178,12 +211,20 @@ class LlavaSPConfig(LlavaConfig):
                 raise UserError(
                     f"image_grid_pinpoints: {size} is no [height, width] in multiples of the tower's {side} pixels."
                 )
+            if size[0] * size[1] > MAX_TILES * side**2:
+                raise UserError(f"image_grid_pinpoints: {size} is a grid of more than {MAX_TILES} tiles.")
 
     def _check_transformer_fields(self) -> None:
         width = self.feature_channels
         if self.dfi_kernels:
             raise UserError("The transformer SFE has no DFI; set dfi_kernels to [].")
-        if width % self.sfe_transformer_heads:
+        if not 1 <= self.sfe_transformer_layers <= MAX_TRANSFORMER_LAYERS:
+            raise UserError(
+                f"sfe_transformer_layers must be from 1 to {MAX_TRANSFORMER_LAYERS}, not {self.sfe_transformer_layers}."
+            )
+        if not 0 <= self.sfe_transformer_dropout < 1:
+            raise UserError(f"sfe_transformer_dropout must be from 0 to below 1, not {self.sfe_transformer_dropout}.")
+        if self.sfe_transformer_heads < 1 or width % self.sfe_transformer_heads:
             raise UserError(
                 f"sfe_transformer_heads: the tower's {width} channels cannot be split over "
                 f"{self.sfe_transformer_heads} heads."
@@ -206,9 +247,9 @@ def default_sides(grid_side: int, tokens: int, *, centred: bool) -> list[int]:
         raise UserError(f"num_spatial_tokens must be at least 1, not {tokens}; for none, set sfe_maps to 'none'.")
     if not centred and grid_side % tokens == 0:
         return [grid_side // tokens * (i + 1) for i in range(tokens)]
-    steps = [grid_side * (i + 1) / tokens for i in range(tokens)]
+    steps = [grid_side * (i + 1) / tokens for i in range(min(tokens, grid_side + 1))]
     sides = [grid_side - 2 * math.floor((grid_side - step) / 2 + 0.5) for step in steps]
-    if min(sides) < 1 or len(set(sides)) < tokens:
+    if min(sides) < 1 or len(set(sides)) < tokens:  # always so with more tokens than sides
         raise UserError(
             f"num_spatial_tokens: the {grid_side} x {grid_side} grid has no {tokens} different centred maps; "
             f"use at most {(grid_side + 1) // 2} tokens, or name the sides in sfe_sides."

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from llava_sp import LlavaSPConfig
@@ -119,6 +118,17 @@ def test_a_tower_of_27_patches_gets_odd_windows():
         ({"image_grid_pinpoints": [[336, 500]]}, r"\[336, 500\] is no \[height, width\] in multiples of .* 336 pixels"),
         ({"image_grid_pinpoints": [[336]]}, r"\[336\] is no"),
         ({"image_grid_pinpoints": [[0, 336]]}, r"\[0, 336\] is no"),
+        ({"image_grid_pinpoints": [[336 * 10**6, 336]]}, "more than 256 tiles"),
+        ({"num_spatial_tokens": 10**12}, "use at most 12"),
+        ({"sfe_maps": "pooling", "num_spatial_tokens": 10**12}, "use at most 12"),
+        ({"dfi_stride": 25}, "dfi_stride must be from 1 to 24"),
+        ({"sfe_channels": 10**12}, "sfe_channels must be from 1 to 65,536"),
+        ({"sfe_operator": "transformer", "sfe_transformer_heads": 0}, "cannot be split over 0 heads"),
+        ({"sfe_operator": "transformer", "sfe_transformer_layers": 10**9}, "sfe_transformer_layers must be from 1"),
+        ({"sfe_operator": "transformer", "sfe_transformer_dropout": 1.0}, "sfe_transformer_dropout must be from 0"),
+        ({"vision_feature_layer": 2}, "2 is none of the tower's 1 layers"),
+        ({"vision_feature_layer": []}, "None is none of the tower's"),
+        ({"llm_vocab_size": 0}, "llm_vocab_size must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_plain_words(fields, message):
@@ -126,10 +136,25 @@ def test_what_does_not_fit_is_refused_in_plain_words(fields, message):
         real_config(**fields)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"patch_size": 0},
+        {"patch_size": 337},
+        {"image_size": -336},
+        {"patch_size": [14, 14]},
+        {"model_type": "no_tower"},
+    ],
+)
+def test_a_tower_without_a_grid_is_refused(part):
+    with pytest.raises(UserError, match=r"no square grid|not valid"):
+        LlavaSPConfig(vision_config={"model_type": "clip_vision_model", **part}, text_config=LlamaConfig())
+
+
 def test_unknown_values_are_refused():
     with pytest.raises(UserError, match=r"Unknown variant 'spiral'\. Choose one of: cropping"):
         real_config("spiral")
-    with pytest.raises(StrictDataclassError, match="sfe_maps"):
+    with pytest.raises(UserError, match=r"not valid.*'sfe_maps'"):
         real_config(sfe_maps="spiral")
 
 
