@@ -42,7 +42,6 @@ BASE = Path(__file__).parents[1] / "playground" / "base"
 
 GUARDS: list[tuple[Any, str]] = [
     (trainer, "agree"),
-    (LlavaSPTrainer, "_stop_unless_finite"),
     (Quarantine, "note"),
     (RunCallback, "watch_loss"),
     (StopSignals, "agreed"),

@@ -82,6 +82,7 @@ class LlavaSPTrainer(Trainer):
         self.stopped_by: signal.Signals | None = None
         self.other_ranks = False
         self._step_loss = torch.zeros((), device=args.device)
+        self._losses: list[tuple[torch.Tensor, list[str]]] = []  # of the micro-batches of a step, and their samples
         if self.train_dataset is not None:
             self.quarantine = Quarantine(Path(args.output_dir), len(self.train_dataset), args.max_bad_share)
         self.sampler: ModalityLengthSampler | None = None
@@ -126,6 +127,7 @@ class LlavaSPTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Takes the micro-batches of one optimizer step and counts what they hold."""
         self.beat("fetching its batches")
+        self._losses = []
         batches: list[dict[str, Any]] = []
         broken = None
         try:
@@ -152,13 +154,6 @@ class LlavaSPTrainer(Trainer):
         self._step_loss += loss.detach()
         return loss
 
-    def take_step_loss(self) -> float:
-        """Returns the loss of the step just done, over all ranks; a collective call, once a step."""
-        loss, self._step_loss = self._step_loss, torch.zeros_like(self._step_loss)
-        if self.args.world_size > 1:
-            dist.all_reduce(loss)
-        return loss.item() / self.args.world_size
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Floating-point operations of one micro-batch of this rank, forward and backward; see `FlopCounter`."""
         # Of AnyRes the views, with those of zeros that fill up the batch: a few per cent of it all at most.
@@ -172,7 +167,7 @@ class LlavaSPTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Computes the loss, and in training stops before the backward pass if it is not finite on some rank.
+        """Computes the loss.
 
         In evaluation it is the mean over this batch of this rank, which `evaluation_loop` weighs.
         """
@@ -189,31 +184,48 @@ class LlavaSPTrainer(Trainer):
             # A mean over nothing is no number; this is none to learn from, yet every parameter has its part in it.
             loss = 0.0 * outputs.logits[..., :1].sum()
         if model.training:
-            self._stop_unless_finite(loss.detach(), sample_ids)
+            # If it is not finite, no gradient of it may be: then all ranks stop at their norm, and none has to ask.
+            loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+            self._losses.append((loss.detach(), sample_ids))
         else:
             self._evaluated += torch.stack([loss.detach().double() * supervised, supervised.double()])
         return (loss, outputs) if return_outputs else loss
-
-    def _stop_unless_finite(self, loss: torch.Tensor, sample_ids: list[str]) -> None:
-        error = None
-        if not torch.isfinite(loss):
-            error = UserError(
-                f"The loss is not finite in step {self.state.global_step + 1}; stopped before the update. The samples "
-                f"of the micro-batch: {', '.join(sample_ids)}. Look at them, or lower the learning rate; "
-                f"{self._last_checkpoint()}"
-            )
-        agree(error)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Stops if the norm is not finite: the update is still to come, and DeepSpeed has skipped it."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # In fp16, such norms are how the loss scale is found.
         if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
-            raise UserError(
-                f"The gradient's norm is not finite in step {self.state.global_step + 1}; stopped. "
-                f"Lower the learning rate; {self._last_checkpoint()}"
-            )
+            self._stop_as_not_finite(self.state.global_step + 1)
         return norm
+
+    def take_step_loss(self) -> float:
+        """Returns the loss of the step just done, over all ranks; a collective call, once a step.
+
+        Raises:
+            UserError: It is not finite. In fp16 that is noticed here; there was no update, for no gradient was finite.
+        """
+        loss, self._step_loss = self._step_loss, torch.zeros_like(self._step_loss)
+        if self.args.world_size > 1:
+            dist.all_reduce(loss)
+        if not torch.isfinite(loss):
+            self._stop_as_not_finite(self.state.global_step)
+        return loss.item() / self.args.world_size
+
+    def _stop_as_not_finite(self, step: int) -> None:
+        """Says what was not finite in a step, the same on all ranks; a collective call."""
+        names = next((ids for loss, ids in self._losses if not torch.isfinite(loss)), None)
+        error = None
+        if names:
+            error = UserError(
+                f"The loss is not finite in step {step}; stopped before the update. The samples of the micro-batch: "
+                f"{', '.join(names)}. Look at them, or lower the learning rate; {self._last_checkpoint()}"
+            )
+        agree(error)
+        raise UserError(
+            f"The gradient's norm is not finite in step {step}; stopped. Lower the learning rate; "
+            f"{self._last_checkpoint()}"
+        )
 
     def _last_checkpoint(self) -> str:
         found = checkpointing.checkpoints(Path(self.args.output_dir))
