@@ -1,9 +1,10 @@
 """The one place that turns a conversation into token ids and labels, for training and inference alike.
 
 A template is data: the text around each turn. Rendering lays the turns out, tokenises the whole once, and labels the
-tokens that begin inside an answer's stretch of the text, so that ids and labels cannot drift apart. Under LLaVA's
-templates every id and label equals LLaVA's; where LLaVA does something else than label the answers, `_masks_whole` and
-`_count_v0_labels` say so.
+tokens that begin inside an answer's stretch of the text, so that ids and labels cannot drift apart. Text that spells a
+special token becomes that token in a message too, as in LLaVA; what is learned goes by the text's place all the same.
+Under LLaVA's templates every id and label equals LLaVA's; where LLaVA does something else than label the answers,
+`_masks_whole` and `_count_v0_labels` say so.
 """
 
 from bisect import bisect_left
@@ -255,10 +256,13 @@ class Template:
         """Tells whether LLaVA learns nothing from the whole sample.
 
         It takes what lies between two end tokens for a round, and cuts it in two at `splits_at`. That does not come out
-        even after a question without an answer, and when a message itself holds one of the separators. It also pads
-        with <unk>, if there is one; if that is written in a message, it spoils LLaVA's count.
+        even after a question without an answer, and when a message itself holds one of the separators (but where it is
+        the round's only one, as after an empty question: LLaVA then learns what follows it, we the whole answer). It
+        also pads with <unk>, if there is one; if that is written in a message, it spoils LLaVA's count.
         """
         *rounds, rest = text.split(tokenizer.eos_token)
+        if tokenizer.bos_token == tokenizer.eos_token:  # as in GPT-NeoX's: nothing lies in front of a begin token
+            rounds = [one for one in rounds if one]
         uneven = bool(rest) or any(one.count(self.splits_at) != 1 for one in rounds)
         unknown = tokenizer.unk_token_id  # that of Qwen's tokenizers is an end token
         return uneven or (tokenizer.pad_token_id == unknown != tokenizer.eos_token_id and unknown in input_ids)

@@ -237,6 +237,14 @@ def test_another_models_begin_and_end_tokens(tokenizer: Any, image_token_id: int
     assert rendered.labels[-1] == tokenizer.eos_token_id == rendered.input_ids[-1]
 
 
+@pytest.mark.parametrize("name", ["v1", "llama_2", "mistral_instruct"])
+def test_a_begin_token_that_is_the_end_token_too(name: str, tokenizer: Any, image_token_id: int) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "</s>"})
+    rendered = get_template(name).render([human("A?"), gpt("B."), human("C?"), gpt("D.")], tokenizer, image_token_id)
+    assert learned_text(rendered, tokenizer).replace(" ", "") == "B.</s>D.</s>"
+
+
 @pytest.mark.parametrize(
     ("name", "turns", "problem", "culprit"),
     [
