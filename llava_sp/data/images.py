@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from llava_sp.constants import MAX_PIXELS
 from llava_sp.data.problems import Problem, SampleError
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import resolve_inside
 
-MAX_PIXELS = 64_000_000
-"""Pixels of the largest image that is decoded by default; decoded, it takes 192 MB."""
+PngImagePlugin.MAX_TEXT_MEMORY = 16 * 2**20  # bytes of a PNG's texts, unpacked; Pillow's own limit is 64 MiB
 
 MAX_SIDE = 10_000
 """Longest side in pixels: padded to a square, an image of that side takes 300 MB, and copies of it as much again."""

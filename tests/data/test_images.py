@@ -1,5 +1,6 @@
 """Images come in as LLaVA reads them, and what is wrong with a file is told by its name."""
 
+import io
 import os
 import pickle
 import struct
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from llava_sp.data.images import image_size, load_image
+from llava_sp.data.images import decode_image, image_size, load_image
 from llava_sp.data.problems import Problem, SampleError
 from tests.reliability.bad_data import write_bomb
 
@@ -169,7 +170,7 @@ def test_a_picture_larger_than_the_screen_that_its_file_declares(refuse, tmp_pat
 
 MEASURE = """
 import sys
-from llava_sp.data.images import image_size, load_image
+from llava_sp.data.images import decode_image, image_size, load_image
 from llava_sp.utils.errors import UserError
 
 def peak():
@@ -243,3 +244,15 @@ def test_long_images_are_refused_for_what_padding_or_resizing_makes_of_them(
 def test_what_is_wrong_crosses_to_another_process():
     error = pickle.loads(pickle.dumps(SampleError(Problem.IMAGE_CORRUPT, "a.png cannot be decoded.")))  # noqa: S301
     assert (error.problem, str(error)) == (Problem.IMAGE_CORRUPT, "a.png cannot be decoded.")
+
+
+def test_texts_that_unpack_to_much_are_refused() -> None:
+    """Pillow's own limit is 64 MiB; these 20 take a few kilobytes."""
+    texts = PngImagePlugin.PngInfo()
+    for number in range(20):
+        texts.add_text(f"text{number}", " " * 10**6, zip=True)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=texts)
+    assert len(file.getvalue()) < 50_000
+    with pytest.raises(SampleError, match="Too much memory used in text chunks"):
+        decode_image(file, "a picture")
