@@ -2,7 +2,8 @@
 
 Steps: the tiny world's parts train on images of noise, all samples alike, with the guards on in every other step.
 Checkpoints: stage 1 with a projector so large that its checkpoint has the size asked for, saved in turns with and
-without being sealed; sealing is hashing, waiting for the disk, and a manifest.
+without being sealed; sealing is hashing, waiting for the disk, and a manifest. A thread does it while the training
+goes on; the bench has the training wait for it, to tell how long it takes.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -150,37 +152,51 @@ def measure_steps(words: list[str]) -> None:
 
 
 def measure_checkpoints(words: list[str]) -> None:
-    """Trains and saves after each step, sealed every other time; prints what sealing adds, and hashing alone."""
+    """Trains and saves after each step, sealed every other time; prints how long the training waits, and what for."""
     seconds: dict[str, list[float]] = defaultdict(list)
     save, size = LlavaSPTrainer._save_checkpoint, 0
 
     def timed(self: LlavaSPTrainer, *arguments: Any) -> None:
         nonlocal size
         sealed = self.state.global_step % 2 == 0
+        name = "sealed" if sealed else "not sealed"
         with ExitStack() as patched:
             if not sealed:
-                for owner, name in ((checkpoint, "seal"), (trainer, "all_finite")):
-                    patched.enter_context(patch.object(owner, name, lambda *arguments: None))
+                for owner, guard in ((checkpoint, "seal"), (trainer, "all_finite")):
+                    patched.enter_context(patch.object(owner, guard, lambda *arguments: None))
             os.sync()  # what the former one left to write is not this one's
-            began = time.perf_counter()
+            times = [time.perf_counter()]
             save(self, *arguments)
-            took = time.perf_counter() - began
+            times.append(time.perf_counter())
+            self.settle()
+            times.append(time.perf_counter())
         files = [file for file in checkpoint.checkpoints(Path(self.args.output_dir))[-1].rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
+        hash_files(files)
+        times.append(time.perf_counter())
         if self.state.global_step > WARM_UP:
-            seconds["sealed" if sealed else "plain"].append(took)
-            began = time.perf_counter()
-            hash_files(files)
-            seconds["hashing"].append(time.perf_counter() - began)
+            saving, completing, hashing = (after - before for before, after in pairwise(times))
+            seconds[name].append(saving)
+            if sealed:
+                seconds["completing"].append(completing)
+            seconds["hashing"].append(hashing)
 
     with patch.object(LlavaSPTrainer, "_save_checkpoint", timed):
         train(words, ranks=1)
-    plain, sealed, hashing = (statistics.median(seconds[name]) for name in ("plain", "sealed", "hashing"))
-    told = (
-        f"a checkpoint of {size / 1e9:.2f} GB ({len(seconds['sealed'])} sealed, {len(seconds['plain'])} not; medians)"
+    counts = f"{len(seconds['sealed'])} sealed, {len(seconds['not sealed'])} not"
+    plain, sealed, completing, hashing = (
+        statistics.median(seconds[name]) for name in ("not sealed", "sealed", "completing", "hashing")
     )
-    rest = sealed - plain - hashing
-    report(told, {"not sealed": plain, "sealed": sealed, "hashing alone": hashing, "the rest of sealing": rest})
+    report(
+        f"a checkpoint of {size / 1e9:.3g} GB ({counts}; medians)",
+        {
+            "not sealed": plain,
+            "sealed": sealed,
+            "what sealing adds": sealed - plain,
+            "meanwhile, beside it": completing,
+            "  hashing alone": hashing,
+        },
+    )
 
 
 def report(title: str, rows: dict[str, float]) -> None:

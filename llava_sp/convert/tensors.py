@@ -3,7 +3,7 @@
 A conversion is a mapping from names to `LazyTensor`s. Shapes and types are known at once, so that everything can be
 checked before a byte is written; the values pass through memory one tensor at a time.
 
-This is also the one place that reads pickles, restricted to plain tensors.
+This is also the one place that reads weights from pickles, restricted to plain tensors.
 """
 
 import zipfile

@@ -39,6 +39,7 @@ from llava_sp.model.quantization import Quantization, compute_in, quantization_c
 from llava_sp.model.trainable import plain_model, trainable_parameter_groups
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import staged
+from llava_sp.utils.manifest import seal
 
 SPATIAL_FIELDS = (
     "sfe_maps",
@@ -172,6 +173,7 @@ def save(
     stage: str,
     details: dict[str, Any] | None = None,
     state_dict: dict[str, torch.Tensor] | None = None,
+    sealed: bool = True,
 ) -> Card:
     """Saves what is trained, and only that, in a form that `load` takes back by its path alone.
 
@@ -185,6 +187,7 @@ def save(
         stage: The stage that trained it, for the card.
         details: Whatever else the card is to tell.
         state_dict: The model's weights, where they have to be gathered first (ZeRO-3).
+        sealed: Whether to wait until all is on the disk, and to write a manifest with the files' hashes.
 
     Returns:
         The card that was written.
@@ -219,6 +222,8 @@ def save(
                 save_projector(model, staging, state_dict)
             processor.save_pretrained(staging)
             card.write(staging)
+            if sealed:
+                seal(staging)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Cannot save to {folder}, and nothing of it was kept: {error}. Is the disk full, or the folder read-only?"

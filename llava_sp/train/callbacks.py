@@ -97,8 +97,9 @@ def stop(control: TrainerControl) -> None:
 
 
 def preempted(trainer: LlavaSPTrainer) -> Preempted:
-    """Returns what ends a run that a signal stopped and that has saved a checkpoint."""
+    """Returns what ends a run that a signal stopped and that has saved a checkpoint; a collective call."""
     assert trainer.stopped_by is not None
+    trainer.settle()
     state, output = trainer.state, Path(trainer.args.output_dir)
     folder = output / f"checkpoint-{state.global_step}"
     ended = Preempted(trainer.stopped_by, folder, state.global_step, state.max_steps)

@@ -19,7 +19,7 @@ from llava_sp.train.pickles import check_pickles
 from llava_sp.train.watchdog import FOLDER_NAME as PROGRESS
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
-from llava_sp.utils.manifest import seal, sync, verify
+from llava_sp.utils.manifest import MANIFEST_NAME, seal, sync, verify
 
 RUN_NAME = "run.json"
 """What the run of an output folder is: the arguments that decide its result. Written before the first step."""
@@ -161,6 +161,21 @@ def check_resumable(checkpoint: Path, *, deepspeed: bool) -> None:
             f"weights with --init_from {checkpoint}."
         )
     check_pickles(checkpoint)
+
+
+def check_start(folder: Path) -> None:
+    """Checks the weights that a run starts from against their manifest, if they have one.
+
+    Raises:
+        UserError: A file is missing or is not what was written; the message names it.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        try:
+            verify(folder)
+        except UserError as error:
+            raise UserError(
+                f"{error} Take another copy of it, or, if you changed it yourself, remove {MANIFEST_NAME}."
+            ) from None
 
 
 def written_by(checkpoint: Path) -> int:

@@ -5,19 +5,15 @@ import os
 from collections import Counter
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from llava_sp.data.problems import Replaced
-from llava_sp.train.runtime import on_first_rank
+from llava_sp.train.runtime import gather, on_first_rank
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import write_text
 from llava_sp.utils.logging import get_logger
-from llava_sp.utils.ranks import in_group
 
 logger = get_logger(__name__)
 
@@ -69,7 +65,7 @@ class Quarantine:
         if not self._started:
             on_first_rank(partial(self._start, step))
             self._started = True
-        if found := _gather(replaced):
+        if found := gather(replaced):
             on_first_rank(partial(self._add, found, step))
 
     def _start(self, step: int) -> None:
@@ -127,19 +123,6 @@ class Quarantine:
             f"{', '.join(f'{count:,} x {problem}' for problem, count in kinds)}. The first: {first}"
             f"{', ...' if self.count > 5 else ''}; all are in {self.path}."
         )
-
-
-def _gather(items: list[Replaced]) -> list[Replaced]:
-    """Joins the lists of all ranks; where all are empty, as mostly, that takes one number's reduction."""
-    if not in_group():
-        return items
-    met = torch.tensor(float(bool(items)), device="cuda" if "nccl" in dist.get_backend() else "cpu")
-    dist.all_reduce(met, op=dist.ReduceOp.MAX)
-    if not met.item():
-        return []
-    lists: list[list[Replaced]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
-    return list(chain.from_iterable(lists))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

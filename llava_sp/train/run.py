@@ -77,7 +77,7 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         told = f"continuing from {resume}" + f", on {ranks} rank(s) in place of {written_by}" * trainer.other_ranks
         out(told)
         append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks)
-    with trainer.signals, trainer.watchdog:
+    with trainer.signals, trainer.watchdog, trainer.sealing:
         result = trainer.train(resume_from_checkpoint=str(state) if state else None)
         if trainer.stopped_by:
             raise preempted(trainer)
@@ -121,9 +121,11 @@ def entered(folder: Path, run: RunArguments) -> Iterator[Path | None]:
             if checkpoint.is_complete(folder):
                 return None
             checkpoint.recover(folder)
-            return checkpoint.find_resume(
-                run.training.resume_from_checkpoint, folder, deepspeed=bool(run.training.deepspeed)
-            )
+            wanted, deepspeed = run.training.resume_from_checkpoint, bool(run.training.deepspeed)
+            resume = checkpoint.find_resume(wanted, folder, deepspeed=deepspeed)
+            if resume is None and run.model.init_from:
+                checkpoint.check_start(Path(run.model.init_from))
+            return resume
 
         yield on_first_rank(enter)
 
@@ -157,6 +159,7 @@ def make_trainer(
 
 def finish(trainer: LlavaSPTrainer, folder: Path, metrics: dict[str, Any], *, stopped_early: bool) -> None:
     """Saves the result and tells where it is; a run that was stopped early has none yet."""
+    trainer.settle()
     step, last = trainer.state.global_step, trainer.state.max_steps
     if stopped_early:
         if is_main():

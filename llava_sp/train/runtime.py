@@ -46,16 +46,27 @@ def agree(error: UserError | None) -> None:
     Raises:
         UserError: What the first rank met that met something.
     """
+    if error is not None and not in_group():
+        raise error
+    if messages := gather([] if error is None else [str(error)]):
+        raise UserError(messages[0]) from error
+
+
+def gather(items: list[T]) -> list[T]:
+    """Joins the lists of all ranks, in their order; where all are empty, that takes one number's reduction.
+
+    Args:
+        items: What this rank has, of any type that can be pickled. A collective call.
+    """
     if not in_group():
-        if error is not None:
-            raise error
-        return
-    met = torch.tensor(float(error is not None), device=collective_device())
-    dist.all_reduce(met, op=dist.ReduceOp.MAX)
-    if met.item():
-        messages: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, str(error) if error is not None else None)
-        raise UserError(next(message for message in messages if message is not None)) from error
+        return items
+    found = torch.tensor(float(bool(items)), device=collective_device())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    if not found.item():
+        return []
+    lists: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, items)
+    return list(itertools.chain.from_iterable(lists))
 
 
 def on_first_rank(work: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -48,6 +49,7 @@ class LlavaSPTrainer(Trainer):
 
     Attributes:
         other_ranks: Whether another number of ranks wrote the checkpoint that this run continues from.
+        sealing: The thread in which checkpoints are completed while the training goes on; a context manager.
         stopped_by: The signal that this run ends by, if one does.
     """
 
@@ -77,6 +79,8 @@ class LlavaSPTrainer(Trainer):
         self.meter = Meter(args.device)
         self._group_rates: dict[str, float] = {}
         self._staging: Path | None = None
+        self.sealing = ThreadPoolExecutor(1, thread_name_prefix="sealing")
+        self._sealed: Future[None] | None = None
         self.signals = StopSignals()
         self.watchdog = Watchdog(Path(args.output_dir), args.stall_timeout)
         self.stopped_by: signal.Signals | None = None
@@ -214,6 +218,7 @@ class LlavaSPTrainer(Trainer):
 
     def _stop_as_not_finite(self, step: int) -> None:
         """Says what was not finite in a step, the same on all ranks; a collective call."""
+        self.settle()
         names = next((ids for loss, ids in self._losses if not torch.isfinite(loss)), None)
         error = None
         if names:
@@ -277,14 +282,26 @@ class LlavaSPTrainer(Trainer):
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
             details = {**self.details, "step": self.state.global_step, "of_steps": self.state.max_steps}
-            loading.save(self.model, self.processor, folder, stage=self.stage, details=details, state_dict=state_dict)
+            loading.save(
+                self.model,
+                self.processor,
+                folder,
+                stage=self.stage,
+                details=details,
+                state_dict=state_dict,
+                sealed=not _internal_call,  # a checkpoint is sealed with all its other files
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Saves into a folder of its own, which takes its place when all ranks are through and all is on the disk."""
+        """Saves into a folder of its own, which takes its place once all ranks are through and all is on the disk.
+
+        For that, the training waits at `settle` only.
+        """
         output = Path(self.args.output_dir)
+        self.settle()
         self.beat("saving a checkpoint", slow=True)
         trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
         step = self.state.global_step
@@ -302,7 +319,27 @@ class LlavaSPTrainer(Trainer):
             finally:
                 self._staging = None
             self.wait_for_all()
-            on_first_rank(partial(checkpointing.complete, staging, output, keep=self.args.save_total_limit))
+        if self.args.should_save:
+            self._sealed = self.sealing.submit(self._complete, staging, output)
+
+    def _complete(self, staging: Path, output: Path) -> None:
+        """Completes a checkpoint; if that fails, the run ends after the step that it is in."""
+        try:
+            checkpointing.complete(staging, output, keep=self.args.save_total_limit)
+        except BaseException:
+            self.signals.received = signal.SIGTERM  # all ranks then come to save, and `settle` raises the error
+            raise
+
+    def settle(self) -> None:
+        """Waits until the last checkpoint is in its place; a collective call.
+
+        Raises:
+            UserError: It could not be completed.
+        """
+        self.beat("completing a checkpoint", slow=True)
+        sealed, self._sealed = self._sealed, None
+        with self.meter.paused():
+            on_first_rank(lambda: sealed.result() if sealed else None)
 
     def save_checkpoint(self) -> None:
         """Saves a checkpoint of the last step done."""

@@ -7,6 +7,7 @@ that may be served by a rank, and is silent with it.
 """
 
 import faulthandler
+import json
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 from llava_sp.train import events, runtime
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, write_json
+from llava_sp.utils.files import read_json
 from llava_sp.utils.ranks import rank, world_size
 
 STALLED = 70
@@ -158,7 +159,12 @@ class Watchdog:
             return own
 
     def _write(self, progress: Progress) -> None:
-        write_json(self.folder / FOLDER_NAME / f"rank-{rank()}", asdict(progress))
+        path = self.folder / FOLDER_NAME / f"rank-{rank()}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or as before, but without a wait for the disk, which a checkpoint may keep busy.
+        fresh = path.with_name(f".{path.name}")
+        fresh.write_text(json.dumps(asdict(progress)))
+        fresh.replace(path)
 
     def _all(self, own: Progress) -> dict[int, Progress]:
         """Returns how far each rank is; one that has not begun since this one did is behind all others."""

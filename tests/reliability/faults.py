@@ -1,5 +1,6 @@
 """Makes something go wrong in this very process, as the environment variable FAULT says: `name:argument`."""
 
+import errno
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llava_sp.train import trainer
+from llava_sp.train import checkpoint, trainer
 from llava_sp.utils.ranks import rank, world_size
 
 Trainer = trainer.LlavaSPTrainer
@@ -76,6 +77,17 @@ def full_disk(limit: str) -> None:
         return train(self, *arguments, **kwargs)
 
     train, Trainer.training_step = Trainer.training_step, limited
+
+
+def failing_disk(step: str) -> None:
+    """Fails to bring the checkpoint of a step to the disk, when it is written."""
+
+    def failing(folder: Path) -> None:
+        if folder.name == f"checkpoint-{step}":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        seal(folder)
+
+    seal, checkpoint.seal = checkpoint.seal, failing
 
 
 def signal_at_step(which: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from llava_sp.train import checkpoint
 from llava_sp.utils.errors import UserError
 from tests.reliability.counting import COUNTS
-from tests.reliability.runs import ZERO_2, Run, Runs, bits, steps_of
+from tests.reliability.runs import PROJECTOR, ZERO_2, Run, Runs, bits, steps_of
 
 SOAK = int(os.environ.get("SOAK", "0"))
 """How often each random fault is injected; the few of every test run if not given."""
@@ -148,6 +148,20 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_with_the_same_bits(runs: 
     assert (runs / "fallback" / "checkpoint-5.damaged-1" / "optimizer.pt").is_file()
 
 
+def test_a_damaged_result_is_no_start(runs: Runs) -> None:
+    stage1 = runs.run("stage1", "--max_steps", "1", recipe=PROJECTOR)
+    assert stage1.codes == [0], stage1.text
+    start = ["--init_from", str(runs / "stage1"), "--max_steps", "1"]
+    assert runs.run("stage2-good", *start).codes == [0]
+    for file in ("projector.safetensors", "tokenizer.json", "chat_template.jinja"):
+        flip(runs / "stage1" / file)
+        refused = runs.run("stage2-bad", *start)
+        flip(runs / "stage1" / file)
+        assert refused.codes == [2]
+        assert f"{file} is not what was written" in refused.text
+        count(injected=1, survived=1)
+
+
 def test_no_good_checkpoint_is_an_error_and_no_fresh_start(runs: Runs) -> None:
     assert runs.run("lost", "--stop_after_steps", "1").codes == [0]
     (runs / "lost" / "checkpoint-1" / "scheduler.pt").unlink()
@@ -172,6 +186,27 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(runs: Runs, wh
     equal = ended_like(whole, runs / output)
     count(injected=1, survived=1, equal=int(equal))
     assert equal
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_disk_that_fails_while_the_training_goes_on_ends_the_run(
+    runs: Runs, whole: Path, step: int, ranks: int
+) -> None:
+    output = f"failing-{step}-{ranks}"
+    flags = ["--save_total_limit", "2", "--save_steps", "1"]
+    stopped = runs.run(output, *flags, ranks=ranks, fault=f"failing_disk:{step}")
+    assert set(stopped.codes) == {2}, stopped.text
+    assert "Input/output error. Make room on the disk" in stopped.text
+    assert f"the last checkpoint is {runs / output / f'checkpoint-{step - 1}'}" in stopped.text
+    assert "Traceback" not in stopped.text
+    assert not (runs / output / "metrics.json").exists()
+    again = runs.run(output, *flags, ranks=ranks)
+    assert set(again.codes) == {0}, again.text
+    if ranks == 1:
+        equal = ended_like(whole, runs / output)
+        count(injected=1, survived=1, equal=int(equal))
+        assert equal
 
 
 def test_an_output_folder_serves_one_run_at_a_time(runs: Runs, whole: Path) -> None:
