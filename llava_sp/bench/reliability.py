@@ -1,14 +1,12 @@
 """Measures what it costs that runs survive: the guards in a step, and the sealing of a checkpoint, each in one run.
 
 Steps: the tiny world's parts train on images of noise, all samples alike, with the guards on in every other step.
-Checkpoints: stage 1 with a projector so large that its checkpoint has the size asked for, saved in turns with and
-without being sealed; sealing is hashing, waiting for the disk, and a manifest. A thread does it while the training
-goes on; the bench has the training wait for it, to tell how long it takes.
+Checkpoints: stage 1 with a projector so large that its checkpoint has the size asked for. A thread hashes it and waits
+for the disk while the training goes on; here the training waits for it after each, to tell how long it takes.
 """
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -16,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -81,7 +78,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=int, default=200, help="optimizer steps, half of them guarded (default: %(default)s)")
     add("--ranks", type=int, default=2, help="processes of these steps, under ZeRO-2 (default: %(default)s)")
-    add("--checkpoints", type=int, default=8, help="checkpoints, half of them sealed (default: %(default)s)")
+    add("--checkpoints", type=int, default=8, help="checkpoints (default: %(default)s)")
     add("--size", type=float, default=1.0, help="size of one in GB (default: %(default)s)")
     add("--folder", help="where files are written for the while (default: the temporary folder)")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -152,49 +149,45 @@ def measure_steps(words: list[str]) -> None:
 
 
 def measure_checkpoints(words: list[str]) -> None:
-    """Trains and saves after each step, sealed every other time; prints how long the training waits, and what for."""
+    """Trains and saves after each step; prints how long the training waits, what for, and what is done beside it."""
     seconds: dict[str, list[float]] = defaultdict(list)
     save, size = LlavaSPTrainer._save_checkpoint, 0
 
-    def timed(self: LlavaSPTrainer, *arguments: Any) -> None:
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            result = work(*arguments, **named)
+            seconds[name].append(time.perf_counter() - began)
+            return result
+
+        return run
+
+    def saved(self: LlavaSPTrainer, *arguments: Any) -> None:
         nonlocal size
-        sealed = self.state.global_step % 2 == 0
-        name = "sealed" if sealed else "not sealed"
-        with ExitStack() as patched:
-            if not sealed:
-                for owner, guard in ((checkpoint, "seal"), (trainer, "all_finite")):
-                    patched.enter_context(patch.object(owner, guard, lambda *arguments: None))
-            os.sync()  # what the former one left to write is not this one's
-            times = [time.perf_counter()]
-            save(self, *arguments)
-            times.append(time.perf_counter())
-            self.settle()
-            times.append(time.perf_counter())
+        timed("saving", save)(self, *arguments)
+        self.settle()
         files = [file for file in checkpoint.checkpoints(Path(self.args.output_dir))[-1].rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
-        hash_files(files)
-        times.append(time.perf_counter())
-        if self.state.global_step > WARM_UP:
-            saving, completing, hashing = (after - before for before, after in pairwise(times))
-            seconds[name].append(saving)
-            if sealed:
-                seconds["completing"].append(completing)
-            seconds["hashing"].append(hashing)
+        timed("hashing", hash_files)(files)
 
-    with patch.object(LlavaSPTrainer, "_save_checkpoint", timed):
+    with ExitStack() as patched:
+        patched.enter_context(patch.object(LlavaSPTrainer, "_save_checkpoint", saved))
+        for name, owner, work in (
+            ("checking", trainer, "all_finite"),
+            ("completing", checkpoint, "complete"),
+            ("sealing", checkpoint, "seal"),
+        ):
+            patched.enter_context(patch.object(owner, work, timed(name, getattr(owner, work))))
         train(words, ranks=1)
-    counts = f"{len(seconds['sealed'])} sealed, {len(seconds['not sealed'])} not"
-    plain, sealed, completing, hashing = (
-        statistics.median(seconds[name]) for name in ("not sealed", "sealed", "completing", "hashing")
-    )
+    middle = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
     report(
-        f"a checkpoint of {size / 1e9:.3g} GB ({counts}; medians)",
+        f"a checkpoint of {size / 1e9:.3g} GB ({len(seconds['saving']) - WARM_UP}; medians)",
         {
-            "not sealed": plain,
-            "sealed": sealed,
-            "what sealing adds": sealed - plain,
-            "meanwhile, beside it": completing,
-            "  hashing alone": hashing,
+            "the training waits": middle["saving"],
+            "  are weights finite": middle["checking"],
+            "meanwhile, beside it": middle["completing"],
+            "  hash, disk, manifest": middle["sealing"],
+            "  hashing alone": middle["hashing"],
         },
     )
 
@@ -203,7 +196,7 @@ def report(title: str, rows: dict[str, float]) -> None:
     """Prints times, and what share of the first one each is."""
     if is_main():
         first = next(iter(rows.values()))
-        out("\n".join([title, *(f"  {n:<20} {1000 * s:>9.2f} ms {100 * s / first:>8.2f}%" for n, s in rows.items())]))
+        out("\n".join([title, *(f"  {n:<22} {1000 * s:>9.2f} ms {100 * s / first:>8.2f}%" for n, s in rows.items())]))
 
 
 def channels_for(size: float) -> int:
