@@ -7,7 +7,14 @@ import pytest
 import torch
 import transformers
 
+from tests.reliability import counting
 from tests.tiny import make_parts
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has the counts of tests/reliability told at the end, by a process that reads this file and not theirs."""
+    if not config.pluginmanager.is_registered(counting):
+        config.pluginmanager.register(counting)
 
 
 def pytest_report_header() -> str:

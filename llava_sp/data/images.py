@@ -94,9 +94,12 @@ def _find(root: str | Path, relative: str) -> tuple[Path, str]:
         path = resolve_inside(root, relative)
     except UserError as error:
         raise SampleError(Problem.IMAGE_OUTSIDE, str(error)) from None
-    if not path.is_file():
-        raise SampleError(Problem.IMAGE_MISSING, f"The image {path} does not exist.")
-    return path, f"The image {path} ({path.stat().st_size} bytes)"
+    try:
+        if not path.is_file():
+            raise SampleError(Problem.IMAGE_MISSING, f"The image {path} does not exist.")
+        return path, f"The image {path} ({path.stat().st_size} bytes)"
+    except OSError as error:  # its folder may not be entered, or the disk fails
+        raise SampleError(Problem.IMAGE_MISSING, f"The image {path} cannot be read: {error.strerror}.") from None
 
 
 @contextmanager

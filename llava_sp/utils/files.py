@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and paths that stay inside their root."""
 
+import errno
 import hashlib
 import json
 import os
@@ -161,9 +162,11 @@ def resolve_inside(root: str | Path, relative: str) -> Path:
     try:
         joined = (base / relative).resolve()
         joined.exists()
-    except (OSError, RuntimeError, UnicodeError) as error:  # a name that is too long, links in a circle, half a letter
-        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-        raise UserError(f"The path {shown} cannot be that of a file: {reason}.") from None
+    except (RuntimeError, UnicodeError) as error:  # links in a circle, half a letter
+        raise UserError(f"The path {shown} cannot be that of a file: {type(error).__name__}.") from None
+    except OSError as error:  # other ones, such as a disk that fails, are for whoever opens the file
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"The path {shown} cannot be that of a file: {error.strerror}.") from None
     if not joined.is_relative_to(base):
         raise UserError(f"The path {shown} leaves its folder {root} (by '..' or a link), which is not allowed.")
     return joined

@@ -1,4 +1,4 @@
-"""Runs to break, and counts of what these tests do, told at the end."""
+"""Runs to break."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import tokenizers  # noqa: F401
-from tests.reliability import counting
 from tests.reliability.runs import Runs
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Puts the counts to work."""
-    if not config.pluginmanager.is_registered(counting):
-        config.pluginmanager.register(counting)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
 """Files that others wrote."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from llava_sp.data.images import load_image
+from llava_sp.data.problems import Problem, SampleError
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import parse_json, read_json, read_json_lines, resolve_inside
 
@@ -60,3 +64,20 @@ def test_impossible_paths_are_told(tmp_path: Path) -> None:
     for name in ("x" * 300, "a", "\ud83d", "..", "/etc", "a\0b"):
         with pytest.raises(UserError, match="path"):
             resolve_inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_folder_that_does_not_answer_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(self: Path, **named: object) -> os.stat_result:
+        if self.name == "a.png":
+            raise OSError(number, os.strerror(number))
+        return stat(self, **named)
+
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", fail)
+    assert resolve_inside(tmp_path, "a.png") == tmp_path.resolve() / "a.png"
+    with pytest.raises(SampleError, match=f"cannot be read: {os.strerror(number)}") as told:
+        load_image(tmp_path, "a.png")
+    assert told.value.problem is Problem.IMAGE_MISSING
