@@ -14,7 +14,7 @@ from llava_sp.utils.errors import UserError
 
 PatchMergeType = Literal["flat", "spatial", "spatial_unpad"]
 
-MAX_CHANNELS, MAX_TRANSFORMER_LAYERS, MAX_TILES = 2**16, 100, 256
+MAX_CHANNELS, MAX_TRANSFORMER_LAYERS, MAX_TILES, MAX_GRID_SIDE = 2**16, 100, 256, 1024
 """Far more than makes sense, and less than what exhausts the memory before anybody sees why."""
 
 VOCABULARY_MULTIPLE = 64
@@ -158,6 +158,11 @@ class LlavaSPConfig(LlavaConfig):
         side, patch = (getattr(self.vision_config, name, None) for name in ("image_size", "patch_size"))
         if not isinstance(side, int) or not isinstance(patch, int) or not 1 <= patch <= side:
             raise UserError(f"The vision tower has no square grid: patches of {patch} pixels in an image of {side}.")
+        if self.grid_side > MAX_GRID_SIDE:
+            raise UserError(
+                f"The vision tower's grid has {self.grid_side:,} patches a side ({patch} pixels each in an image of "
+                f"{side}); at most {MAX_GRID_SIDE:,} are taken."
+            )
         depth, layers = self.vision_config.num_hidden_layers, self.vision_feature_layer
         for layer in [layers] if isinstance(layers, int) else layers or [None]:
             if layer is None or not -depth - 1 <= layer <= depth:

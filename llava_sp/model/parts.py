@@ -1,6 +1,7 @@
 """Building a model from parts: a pretrained LLM, a pretrained vision tower, and a new projector between them."""
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -268,7 +269,7 @@ def reason(error: Exception) -> str:
 
 def absolute(name: str) -> str:
     """Returns a local folder's absolute path, and the name of a Hub repository as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+    return str(Path(name).resolve()) if os.path.exists(name) else name
 
 
 def _image_processor(config: LlavaSPConfig, vision_tower: str, image_aspect_ratio: str) -> LlavaSPImageProcessor:

@@ -1,5 +1,6 @@
 """Which run an output folder belongs to, and what it takes to continue from one of its checkpoints."""
 
+import os
 import re
 import shutil
 from itertools import count
@@ -120,7 +121,7 @@ def find_resume(wanted: str | None, folder: Path, *, deepspeed: bool) -> Path | 
     """
     if wanted not in (None, "auto", "True", "true"):
         chosen = Path(wanted)
-        if not chosen.is_dir():
+        if not os.path.isdir(chosen):
             raise UserError(f"--resume_from_checkpoint {wanted}: there is no such folder.")
         verify(chosen)
         check_resumable(chosen, deepspeed=deepspeed)
@@ -169,7 +170,7 @@ def check_start(folder: Path) -> None:
     Raises:
         UserError: A file is missing or is not what was written; the message names it.
     """
-    if (folder / MANIFEST_NAME).is_file():
+    if os.path.isfile(folder / MANIFEST_NAME):
         try:
             verify(folder)
         except UserError as error:
@@ -225,6 +226,13 @@ def _place(staging: Path, output: Path, keep: int | None) -> None:
             before.rename(staging / f"replaced-{whole.name}")
         whole.rename(output / whole.name)
     sync(output)
+    remove_surplus(output, keep)
+
+
+def remove_surplus(output: Path, keep: int | None) -> None:
+    """Removes the oldest checkpoints beyond `keep`, if it is given, and the staging folder, by way of which they go."""
+    staging = output / STAGING
+    staging.mkdir(exist_ok=True)
     for surplus in checkpoints(output)[: -keep if keep else 0]:
         surplus.rename(staging / f"surplus-{surplus.name}")
     shutil.rmtree(staging)

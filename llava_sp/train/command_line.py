@@ -248,7 +248,7 @@ def _follow_start(given: dict[str, Any]) -> None:
         followed["adapter_config.json"] = LORA_FIELDS
     for file, names in followed.items():
         path = Path(given["init_from"]) / file
-        found = read_json_object(path) if path.is_file() else {}
+        found = read_json_object(path) if os.path.isfile(path) else {}
         given.update({flag: found[name] for flag, name in names.items() if name in found and flag not in given})
 
 
@@ -258,7 +258,7 @@ def _choose_conversation(given: dict[str, Any]) -> None:
         given.setdefault("version", "plain")
         return
     card = Path(given.get("init_from") or "") / CARD_NAME
-    if card.is_file() and "conversation" not in given:
+    if os.path.isfile(card) and "conversation" not in given:
         start = Card.read(card)
         spoken = start.conversation_template
         if spoken == "plain":  # after stage 1, which knows nevertheless what was to come

@@ -1,6 +1,7 @@
 """Whether everything a run reads is there, told in one message before anything slow."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _missing_parts(given: dict[str, Any]) -> list[str]:
 def model_is_there(name: str) -> bool:
     """Whether a model is a local folder, or a name on the hub that is cached or can be reached."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, it takes names that are too long
         return (path / "config.json").is_file()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         return False
@@ -98,12 +99,12 @@ def _missing_data(given: dict[str, Any]) -> list[str]:
     missing = []
     for argument in ("data_path", "eval_data_path"):
         path = given.get(argument)
-        if path and not Path(path).is_file():
+        if path and not os.path.isfile(path):
             missing.append(f"the data {path}{_source(path)} (--{argument})")
     folder = given.get("image_folder")
     if not folder:
         return missing
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         missing.append(f"the image folder {folder}{_source(folder)} (--image_folder)")
     elif Path(given["data_path"]).name == "llava_v1_5_mix665k.json":
         missing += [

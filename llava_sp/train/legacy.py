@@ -1,6 +1,7 @@
 """Names and values that users of LLaVA and of older versions of transformers type, and what becomes of them."""
 
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _stage_one_folder(adapter: str) -> str:
     path = Path(adapter)
     if path.suffix != ".bin":
         return adapter
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(
             f"--pretrain_mm_mlp_adapter {adapter} is a file in LLaVA's format; convert its folder first with "
             "'python -m llava_sp.convert official' and give the result to --init_from."

@@ -174,6 +174,7 @@ def finish(trainer: LlavaSPTrainer, folder: Path, metrics: dict[str, Any], *, st
     trainer.save_state()
     trainer.wait_for_all()
     if is_main():
+        checkpoint.remove_surplus(folder, trainer.args.save_total_limit)  # a kill amid that may have left one
         metrics = {"steps": step, **{name: value for name, value in metrics.items() if math.isfinite(value)}}
         write_json(folder / checkpoint.METRICS_NAME, metrics)
         report.print_result(folder, trainer.stage, metrics)

@@ -151,6 +151,13 @@ def test_a_tower_without_a_grid_is_refused(part):
         LlavaSPConfig(vision_config={"model_type": "clip_vision_model", **part}, text_config=LlamaConfig())
 
 
+@pytest.mark.parametrize("size", [14 * 1025, 2**31])
+def test_a_tower_whose_grid_would_fill_the_memory_is_refused(size):
+    tower = {"model_type": "clip_vision_model", "image_size": size, "patch_size": 14}
+    with pytest.raises(UserError, match="at most 1,024 are taken"):
+        LlavaSPConfig(vision_config=tower, text_config=LlamaConfig(), num_spatial_tokens=2**31)
+
+
 def test_unknown_values_are_refused():
     with pytest.raises(UserError, match=r"Unknown variant 'spiral'\. Choose one of: cropping"):
         real_config("spiral")

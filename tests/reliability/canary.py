@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from llava_sp.utils.manifest import MANIFEST_NAME
+
 
 class Canary:
     """Unpickling this, or importing what it plants, would create a file.
@@ -41,8 +43,8 @@ class Canary:
 
 
 def copied(folder: Path, into: Path) -> Path:
-    """Copies a folder to `into`, for a test to change."""
-    shutil.copytree(folder, into)
+    """Copies a folder to `into`, for a test to change; without its manifest, which would tell of that."""
+    shutil.copytree(folder, into, ignore=shutil.ignore_patterns(MANIFEST_NAME))
     return into
 
 

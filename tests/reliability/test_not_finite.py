@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from llava_sp.train import checkpoint
+from llava_sp.utils.manifest import seal
 from tests.reliability.counting import COUNTS
 from tests.reliability.runs import ZERO_2, Runs, bits
 
@@ -58,6 +59,7 @@ def test_a_start_from_weights_that_are_not_finite_is_refused(runs: Runs) -> None
     name = next(name for name in weights if "multi_modal_projector" in name)
     weights[name].view(-1)[0] = torch.inf
     save_file(weights, file, metadata={"format": "pt"})
+    seal(source)
     stopped = runs.run("flawed-end", "--init_from", str(source))
     assert stopped.codes == [2], stopped.text
     assert name.split(".")[-2] in stopped.text

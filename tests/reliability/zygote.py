@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from llava_sp.utils.ranks import STOP_SIGNALS
+
 
 def main() -> None:
     """Reads requests from standard input, one JSON object a line, and answers each by a line."""
@@ -30,6 +32,8 @@ def start(request: dict[str, Any]) -> int:
     if child := os.fork():
         return child
     os.setsid()
+    for one in STOP_SIGNALS:  # in the background of a script, SIGINT is ignored, and that is inherited
+        signal.signal(one, signal.SIG_DFL)
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     out = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

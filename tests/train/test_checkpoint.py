@@ -126,6 +126,13 @@ def test_surplus_checkpoints_go_oldest_first(tmp_path: Path, keep: int | None, l
     assert not (tmp_path / checkpoint.STAGING).exists()
 
 
+def test_surplus_that_a_kill_has_left_goes_at_the_end(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path, step)
+    checkpoint.remove_surplus(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     (make_checkpoint(tmp_path, 7) / "old").touch()
     make_checkpoint(tmp_path / checkpoint.STAGING, 7)

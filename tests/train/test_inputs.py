@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_sp.train.command_line import complete
 from llava_sp.train.inputs import LLAVA_IMAGES, check_inputs
 from llava_sp.utils.errors import UserError
 
@@ -56,3 +57,11 @@ def test_llavas_image_folders_are_each_looked_for(tiny_parts: Parts, tmp_path: P
 def test_a_checkpoint_to_start_from_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the checkpoint to start from.*pretrain\.sh"):
         check_inputs({"init_from": str(tmp_path), "data_path": __file__})
+
+
+def test_names_that_no_file_can_have_are_missing_like_others(tmp_path: Path) -> None:
+    name = "9" * 5000
+    given = {"init_from": f"./{name}", "data_path": name, "image_folder": name}
+    complete({**given, "output_dir": str(tmp_path), "lora_enable": True}, ranks=1)
+    with pytest.raises(UserError, match=f"the image folder {name}"):
+        check_inputs(given)
