@@ -127,7 +127,7 @@ class TrainArguments(TrainingArguments):
         None, "Learning rate of the projector and the spatial modules; --learning_rate where not given."
     )
     group_by_modality_length: bool = argument(
-        False, "Batches of one modality (with or without image) and of similar length."
+        False, "Steps of one modality (with or without image), and micro-batches of about as many words each."
     )
     global_batch_size: int | None = argument(
         None, "Samples per optimizer step over all ranks; gradient_accumulation_steps follows from it."

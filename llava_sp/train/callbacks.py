@@ -76,7 +76,9 @@ class RunCallback(TrainerCallback, ExportableState):
     def on_epoch_end(
         self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Logs where a checkpoint is saved at the end of an epoch."""
+        """Logs where a checkpoint is saved at the end of an epoch; nothing more is due if it was cut short."""
+        if self.stopped_early or self.trainer.stopped_by:
+            control.should_save = control.should_evaluate = False
         control.should_log |= control.should_save
         return control
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -221,21 +222,39 @@ def complete(staging: Path, output: Path, *, keep: int | None) -> None:
 
 def _place(staging: Path, output: Path, keep: int | None) -> None:
     """Moves sealed checkpoints into their place, and out of it what they replace and what is beyond `keep`."""
-    for whole in checkpoints(staging):
+    placed = checkpoints(staging)
+    for whole in placed:
         if (before := output / whole.name).exists():  # of the same step, from before a resumption
             before.rename(staging / f"replaced-{whole.name}")
         whole.rename(output / whole.name)
     sync(output)
-    remove_surplus(output, keep)
+    remove_surplus(output, keep, spare=len(placed))
 
 
-def remove_surplus(output: Path, keep: int | None) -> None:
-    """Removes the oldest checkpoints beyond `keep`, if it is given, and the staging folder, by way of which they go."""
+def remove_surplus(output: Path, keep: int | None, *, spare: int = 1) -> None:
+    """Removes the oldest checkpoints beyond `keep`, by way of the staging folder, and that folder.
+
+    What cannot be removed now, as on NFS while some process has it open, is no reason to stop: `recover` tries again.
+
+    Args:
+        output: The run's output folder.
+        keep: Number of checkpoints to keep; all if it is None, 0 or negative.
+        spare: So many were written last and stay. They may not have the highest numbers: a run can continue from a
+            checkpoint that is not its newest.
+    """
     staging = output / STAGING
     staging.mkdir(exist_ok=True)
-    for surplus in checkpoints(output)[: -keep if keep else 0]:
-        surplus.rename(staging / f"surplus-{surplus.name}")
-    shutil.rmtree(staging)
+    if keep and keep > 0:
+        by_age = sorted(checkpoints(output), key=_completed)
+        for surplus in by_age[: -max(keep, spare)]:
+            surplus.rename(Path(tempfile.mkdtemp(dir=staging)) / surplus.name)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _completed(checkpoint: Path) -> float:
+    """Returns when a checkpoint was completed; 0 if it was not."""
+    manifest = checkpoint / MANIFEST_NAME
+    return manifest.stat().st_mtime if manifest.exists() else 0
 
 
 def unsaved(output: Path, error: BaseException) -> UserError:

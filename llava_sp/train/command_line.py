@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import cached_file
 
 from llava_sp.data.conversation import get_template
 from llava_sp.model.card import CARD_NAME, Card
@@ -30,6 +31,22 @@ logger = get_logger(__name__)
 USAGE = "python -m llava_sp.train [CONFIG.yaml ...] [--name value ...]"
 
 REPORTERS = ("none", "wandb", "tensorboard")
+
+_BEST = "every checkpoint can be used by its path, and --save_total_limit keeps the newest"
+UNSUPPORTED: list[tuple[str, tuple[str, ...] | None, str]] = [
+    ("load_best_model_at_end", None, _BEST),
+    ("metric_for_best_model", None, _BEST),
+    ("save_strategy", ("best",), _BEST),
+    (
+        "lr_scheduler_type",
+        ("reduce_lr_on_plateau", "greedy"),
+        "it needs a metric_for_best_model, which has no place here",
+    ),
+    ("save_only_model", None, "a run could not continue from such a checkpoint"),
+    ("save_on_each_node", None, "the nodes must share the output folder"),
+    ("push_to_hub", None, "publish the result by 'python -m llava_sp.convert to-hub'"),
+]
+"""Flags of Trainer that do not go with how checkpoints are written here: name, values (all if None), and why."""
 
 RANGES = {
     "max_bad_share": (0, math.inf),
@@ -134,8 +151,9 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
         )
     if given.get("fsdp"):
         raise UserError("--fsdp is not supported: DeepSpeed splits the model among ranks; see --deepspeed.")
-    if given.get("load_best_model_at_end"):
-        raise UserError("load_best_model_at_end is not supported: every checkpoint can be used by its path.")
+    for flag, values, reason in UNSUPPORTED:
+        if given.get(flag) and (values is None or str(given[flag]).lower() in values):
+            raise UserError(f"--{flag} {given[flag]} is not supported: {reason}.")
     _check_bits(given)
     _check_reporters(given)
     _complete_evaluation(given)
@@ -247,9 +265,21 @@ def _follow_start(given: dict[str, Any]) -> None:
     if given.get("lora_enable"):
         followed["adapter_config.json"] = LORA_FIELDS
     for file, names in followed.items():
-        path = Path(given["init_from"]) / file
-        found = read_json_object(path) if os.path.isfile(path) else {}
+        path = _file_of(given["init_from"], file)
+        found = read_json_object(path) if path else {}
         given.update({flag: found[name] for flag, name in names.items() if name in found and flag not in given})
+
+
+def _file_of(checkpoint: str, name: str) -> str | None:
+    """Returns a file of a folder or Hub repository, None if it cannot be had; what is missing is told later."""
+    if os.path.isdir(checkpoint):
+        path = os.path.join(checkpoint, name)
+        return path if os.path.isfile(path) else None
+    lenient = ("gated_repo", "missing_entries", "connection_errors")
+    try:
+        return cached_file(checkpoint, name, **{f"_raise_exceptions_for_{what}": False for what in lenient})
+    except (OSError, ValueError):  # it is no name of a repository
+        return None
 
 
 def _choose_conversation(given: dict[str, Any]) -> None:
@@ -257,8 +287,8 @@ def _choose_conversation(given: dict[str, Any]) -> None:
     if given.get("tune_mm_mlp_adapter"):
         given.setdefault("version", "plain")
         return
-    card = Path(given.get("init_from") or "") / CARD_NAME
-    if os.path.isfile(card) and "conversation" not in given:
+    card = _file_of(given["init_from"], CARD_NAME) if given.get("init_from") else None
+    if card and "conversation" not in given:
         start = Card.read(card)
         spoken = start.conversation_template
         if spoken == "plain":  # after stage 1, which knows nevertheless what was to come

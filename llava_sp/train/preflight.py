@@ -8,7 +8,7 @@ from torch import nn
 
 from llava_sp.model.loading import checkpoint_kind
 from llava_sp.model.trainable import part_modules, trainable_parameter_groups
-from llava_sp.train.checkpoint import DRY_SAVE
+from llava_sp.train.checkpoint import DRY_SAVE, checkpoints
 from llava_sp.train.trainer import LlavaSPTrainer, all_finite
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
@@ -50,7 +50,7 @@ def check_before_first_step(trainer: LlavaSPTrainer) -> None:
         _check_room(trainer, output)
     folder = output / DRY_SAVE
     try:
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder), _internal_call=True)  # as for a checkpoint
         if trainer.args.should_save:
             check_saved_names(trainer.model, folder)
     finally:
@@ -68,12 +68,13 @@ def _check_room(trainer: LlavaSPTrainer, output: Path) -> None:
     weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in saved)
     steps = trainer.args.save_strategy != "no"
     kept = (trainer.args.save_total_limit or 1) + 1 if steps else 0
+    kept = max(kept - len(checkpoints(output)), 1) if kept else 0  # those that are there are among them
     needed = weights + kept * (2 * weights + OPTIMIZER_BYTES * count)  # DeepSpeed's part repeats the weights
     free = shutil.disk_usage(output).free
     if free < needed:
         raise UserError(
             f"{output} has {free / 2**30:.1f} GiB free, and the run needs about {needed / 2**30:.1f} GiB for its "
-            "checkpoints. Free some, give another --output_dir, or save less (--save_strategy no)."
+            "checkpoints. Free some, or save less (--save_total_limit 1 or --save_strategy no)."
         )
 
 

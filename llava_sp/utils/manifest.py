@@ -47,10 +47,14 @@ def verify(folder: Path) -> None:
     files = {name: resolve_inside(folder, name) for name in entries}
     if missing := [name for name, file in files.items() if not file.is_file()]:
         raise UserError(f"{folder / missing[0]} is missing; {MANIFEST_NAME} lists it.")
-    for name, entry in entries.items():
-        if (size := files[name].stat().st_size) != entry.get("bytes"):
-            raise UserError(f"{files[name]} has {size} bytes; {MANIFEST_NAME} says {entry.get('bytes')}.")
-    for name, digest in zip(entries, hash_files(list(files.values())), strict=True):
+    try:
+        for name, entry in entries.items():
+            if (size := files[name].stat().st_size) != entry.get("bytes"):
+                raise UserError(f"{files[name]} has {size} bytes; {MANIFEST_NAME} says {entry.get('bytes')}.")
+        hashes = hash_files(list(files.values()))
+    except OSError as error:  # a sector that cannot be read, most likely
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
+    for name, digest in zip(entries, hashes, strict=True):
         if digest != entries[name].get("sha256"):
             raise UserError(f"{files[name]} is not what was written: {MANIFEST_NAME} has another SHA-256 for it.")
 

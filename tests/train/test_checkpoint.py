@@ -118,7 +118,7 @@ def test_a_checkpoint_without_deepspeeds_state_is_refused_under_deepspeed(tmp_pa
 
 @pytest.mark.parametrize(("keep", "left"), [(None, [3, 20, 100, 101]), (2, [100, 101]), (1, [101])])
 def test_surplus_checkpoints_go_oldest_first(tmp_path: Path, keep: int | None, left: list[int]) -> None:
-    for step in (100, 20, 3):
+    for step in (3, 20, 100):
         make_checkpoint(tmp_path, step)
     make_checkpoint(tmp_path / checkpoint.STAGING, 101)
     checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=keep)
@@ -131,6 +131,21 @@ def test_surplus_that_a_kill_has_left_goes_at_the_end(tmp_path: Path) -> None:
         make_checkpoint(tmp_path, step)
     checkpoint.remove_surplus(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+
+
+@pytest.mark.parametrize("keep", [None, 0, -1])
+def test_without_a_limit_all_stay(tmp_path: Path, keep: int | None) -> None:
+    for step in (1, 2):
+        make_checkpoint(tmp_path, step)
+    checkpoint.remove_surplus(tmp_path, keep)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_what_was_written_last_stays_though_its_number_is_lower(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 9)
+    make_checkpoint(tmp_path / checkpoint.STAGING, 7)
+    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=1)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-7"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:

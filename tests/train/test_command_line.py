@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llava_sp.model.card import Card
+from llava_sp.train import command_line
 from llava_sp.train.command_line import build_arguments, collect, complete, read_yaml
 from llava_sp.utils.errors import UserError
 
@@ -179,6 +180,21 @@ def test_stage_2_speaks_as_the_checkpoint_that_it_starts_from(
     assert parse(["--output_dir", "out", "--init_from", str(tmp_path), *flags]).model.version == expected
 
 
+def test_a_start_on_the_hub_is_followed_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Card("adapter", {"model": "me/base"}, "finetune_lora", "qwen2", {}).write(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"r": 3, "lora_alpha": 5, "lora_dropout": 0.25}')
+    asked = []
+
+    def fetch(name: str, file: str, **lenient: bool) -> str | None:
+        asked.append(name)
+        return str(tmp_path / file) if (tmp_path / file).exists() else None
+
+    monkeypatch.setattr(command_line, "cached_file", fetch)
+    run = parse(["--output_dir", "out", "--lora_enable", "--init_from", "me/stage1"])
+    assert set(asked) == {"me/stage1"}
+    assert (run.model.version, run.model.lora_r, run.model.lora_alpha, run.model.lora_dropout) == ("qwen2", 3, 5, 0.25)
+
+
 @pytest.mark.parametrize(
     ("template", "arguments", "culprit"),
     [("plain", 7, ""), ("plain", {"conversation": ["v1"]}, r"template \"\['v1'\]\""), (["v1"], {}, r"\['v1'\]")],
@@ -320,6 +336,12 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--warmup_ratio 3", "warmup_ratio 3"),
         ("--evaluation_strategy steps", "eval_data_path"),
         ("--load_best_model_at_end", "load_best_model_at_end"),
+        ("--metric_for_best_model loss", "--metric_for_best_model loss is not supported"),
+        ("--save_strategy best", "--save_strategy best is not supported"),
+        ("--lr_scheduler_type reduce_lr_on_plateau", "needs a metric_for_best_model"),
+        ("--save_only_model True", "could not continue from such a checkpoint"),
+        ("--save_on_each_node True", "must share the output folder"),
+        ("--push_to_hub True", "convert to-hub"),
         ("--deepspeed nowhere.json", "nowhere.json"),
         ("--report_to carrier_pigeon", "carrier_pigeon: choose among none, wandb, tensorboard"),
         ("--save_strategy sometimes", "sometimes"),

@@ -144,6 +144,7 @@ def test_checkpoints_come_whole_and_the_oldest_go(tiny_parts: Parts, tmp_path: P
         learning_rate=1e-3,
     )
     trainer.train()
+    trainer.settle()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
     reloaded, _ = loading.load(tmp_path / "checkpoint-4")
     found = dict(reloaded.named_parameters())

@@ -1,10 +1,12 @@
 """A manifest tells what was written, and whether it still is."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
+from llava_sp.utils import manifest
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.manifest import MANIFEST_NAME, seal, verify
 
@@ -57,4 +59,13 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, content: str) -> None:
 def test_without_its_manifest_a_folder_is_not_complete(folder: Path) -> None:
     (folder / MANIFEST_NAME).unlink()
     with pytest.raises(UserError, match="was not completed"):
+        verify(folder)
+
+
+def test_a_file_that_the_disk_does_not_give_is_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(manifest, "sha256_file", fail)
+    with pytest.raises(UserError, match=r"a\.bin cannot be read: Input/output error"):
         verify(folder)
