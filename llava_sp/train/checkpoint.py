@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,8 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
             f"{folder} holds a model or checkpoints of another origin ({', '.join(others[:3])}). Give an empty or "
             "new --output_dir."
         )
-    write_json(record, identity)
+    if not record.is_file() or read_json(record) != identity:  # on a full disk, what is there serves
+        write_json(record, identity)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -217,6 +220,11 @@ def complete(staging: Path, output: Path, *, keep: int | None) -> None:
             seal(grown)
         _place(staging, output, keep)
     except OSError as error:
+        for grown in checkpoints(staging):
+            if not (grown / MANIFEST_NAME).exists():  # the disk may be full
+                shutil.rmtree(grown, ignore_errors=True)
+        with suppress(OSError):
+            staging.rmdir()
         raise unsaved(output, error) from error
 
 
@@ -265,6 +273,13 @@ def unsaved(output: Path, error: BaseException) -> UserError:
         f"A checkpoint cannot be written to {output}: {error}. Make room on the disk, and the same command continues; "
         f"{last}."
     )
+
+
+def wait_for_completion(output: Path, seconds: float) -> None:
+    """Waits until the checkpoint that another process may be completing is in its place, for so long at most."""
+    end = time.monotonic() + seconds
+    while (output / STAGING).exists() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def recover(folder: Path) -> None:

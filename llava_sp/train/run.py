@@ -78,10 +78,16 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         out(told)
         append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks)
     with trainer.signals, trainer.watchdog, trainer.sealing:
-        result = trainer.train(resume_from_checkpoint=str(state) if state else None)
-        if trainer.stopped_by:
-            raise preempted(trainer)
-        finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
+        try:
+            result = trainer.train(resume_from_checkpoint=str(state) if state else None)
+            if trainer.stopped_by:
+                raise preempted(trainer)
+            finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
+        except Exception:
+            if not is_main():
+                # Torchrun ends the first rank as soon as another has left, also amid completing a checkpoint.
+                checkpoint.wait_for_completion(folder, trainer.args.stall_timeout or trainer.args.ddp_timeout)
+            raise
 
 
 @contextmanager

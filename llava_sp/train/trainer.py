@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -235,6 +236,16 @@ class LlavaSPTrainer(Trainer):
     def _last_checkpoint(self) -> str:
         found = checkpointing.checkpoints(Path(self.args.output_dir))
         return f"the last checkpoint is {found[-1]}." if found else "there is no checkpoint yet."
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Makes the loader of the held-out data; it draws from a generator of its own.
+
+        So an evaluation leaves the random states of the training alone, and a run that skips one goes on as it would.
+        """
+        loader = super().get_eval_dataloader(eval_dataset)
+        for one in (loader, getattr(loader, "base_dataloader", loader)):
+            one.generator = torch.Generator()
+        return loader
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates on the held-out data."""

@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llava_sp.utils.errors import UserError
@@ -30,8 +30,9 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another run ({holder or 'just starting'}). Wait for its end, stop it, or give "
                 "another --output_dir."
             ) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with suppress(OSError):  # a full disk is no reason not to start: that may make room
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
         os.close(handle)

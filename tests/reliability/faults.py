@@ -90,6 +90,28 @@ def failing_disk(step: str) -> None:
     seal, checkpoint.seal = checkpoint.seal, failing
 
 
+def slow_disk(step: str) -> None:
+    """Takes two seconds longer to complete the checkpoint of a step."""
+
+    def slow(folder: Path) -> None:
+        if folder.name == f"checkpoint-{step}":
+            time.sleep(2)
+        seal(folder)
+
+    seal, checkpoint.seal = checkpoint.seal, slow
+
+
+def broken_rank(step: str) -> None:
+    """Ends the last rank amid a step, by an error that no other rank meets."""
+
+    def broken(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+        if self.state.global_step + 1 == int(step) and is_last():
+            raise RuntimeError("this rank alone is broken")
+        return train(self, *arguments, **kwargs)
+
+    train, Trainer.training_step = Trainer.training_step, broken
+
+
 def signal_at_step(which: str) -> None:
     """Sends a signal to this very process amid a step, on the last rank: `SIGTERM@3`."""
     name, step = which.split("@")

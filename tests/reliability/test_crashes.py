@@ -201,12 +201,23 @@ def test_a_disk_that_fails_while_the_training_goes_on_ends_the_run(
     assert f"the last checkpoint is {runs / output / f'checkpoint-{step - 1}'}" in stopped.text
     assert "Traceback" not in stopped.text
     assert not (runs / output / "metrics.json").exists()
+    assert not (runs / output / checkpoint.STAGING).exists()  # nothing of it takes up room
     again = runs.run(output, *flags, ranks=ranks)
     assert set(again.codes) == {0}, again.text
     if ranks == 1:
         equal = ended_like(whole, runs / output)
         count(injected=1, survived=1, equal=int(equal))
         assert equal
+
+
+def test_a_rank_that_breaks_leaves_once_the_first_one_has_completed_the_checkpoint(runs: Runs) -> None:
+    """Torchrun ends all other ranks as soon as one has left."""
+    run = runs.start("broken", *ZERO_2, ranks=2, fault="slow_disk:2,broken_rank:3")
+    assert runs.ask(process=run.processes[1], seconds=120) == 1
+    checkpoint.verify(runs / "broken" / "checkpoint-2")
+    runs.ask(process=run.processes[0], seconds=120)
+    assert "this rank alone is broken" in run.text
+    count(injected=1, survived=1)
 
 
 def test_an_output_folder_serves_one_run_at_a_time(runs: Runs, whole: Path) -> None:

@@ -117,6 +117,18 @@ def test_a_signal_amid_an_evaluation_saves_at_once(runs: Runs) -> None:
     assert bits(runs / "preempt-eval") == bits(runs / "preempt-eval-whole")
 
 
+def test_a_signal_right_before_an_evaluation_changes_nothing_of_what_follows(runs: Runs) -> None:
+    """The evaluation is not made, and the dropout of the steps after it is what it would have been."""
+    held_out = ["--eval_data_path", str(runs / "data.json"), "--eval_strategy", "steps", "--eval_steps", "3"]
+    flags = [*FLAGS[1], *held_out, "--per_device_eval_batch_size", "2"]
+    stopped = runs.run("preempt-before-eval", *flags, fault="signal_at_step:SIGTERM@3")
+    assert stopped.codes == [SAVED_EXIT_CODE], stopped.text
+    assert assert_stopped(runs / "preempt-before-eval", "SIGTERM") == 3
+    whole, again = runs.run("before-eval-whole", *flags), runs.run("preempt-before-eval", *flags)
+    assert whole.codes == again.codes == [0], again.text
+    assert bits(runs / "preempt-before-eval") == bits(runs / "before-eval-whole")
+
+
 def test_the_log_has_the_mean_of_all_steps(runs: Runs) -> None:
     """Also where a checkpoint falls between two lines of the log."""
     runs.run("log-cut", *FLAGS[1], fault="signal_at_step:SIGTERM@4")
