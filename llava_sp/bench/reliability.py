@@ -24,7 +24,7 @@ from PIL import Image
 
 from llava_sp.model.parts import configure, load_tokenizer
 from llava_sp.model.spatial.projector import LlavaSPProjector
-from llava_sp.train import checkpoint, trainer
+from llava_sp.train import checkpoint, saving, trainer
 from llava_sp.train.callbacks import RunCallback
 from llava_sp.train.quarantine import Quarantine
 from llava_sp.train.run import train
@@ -173,7 +173,7 @@ def measure_checkpoints(words: list[str]) -> None:
     with ExitStack() as patched:
         patched.enter_context(patch.object(LlavaSPTrainer, "_save_checkpoint", saved))
         for name, owner, work in (
-            ("checking", trainer, "all_finite"),
+            ("checking", saving, "all_finite"),
             ("completing", checkpoint, "complete"),
             ("sealing", checkpoint, "seal"),
         ):

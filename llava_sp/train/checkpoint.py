@@ -202,7 +202,7 @@ def is_complete(folder: Path) -> bool:
     return (folder / METRICS_NAME).is_file()
 
 
-def complete(staging: Path, output: Path, *, keep: int | None) -> None:
+def complete(staging: Path, output: Path, *, ranks: int, keep: int | None) -> None:
     """Seals the checkpoint that all ranks have written to a staging folder, and puts it in its place.
 
     At every moment there is a good checkpoint, if there was one: nothing is removed before the new one is in its place.
@@ -210,13 +210,16 @@ def complete(staging: Path, output: Path, *, keep: int | None) -> None:
     Args:
         staging: The folder below which it has grown.
         output: The run's output folder.
+        ranks: Number of ranks that have written it.
         keep: The oldest checkpoints beyond so many are removed.
 
     Raises:
-        UserError: The disk is full, or failed.
+        UserError: The disk is full or failed, or does not show the files of all ranks.
     """
     try:
         for grown in checkpoints(staging):
+            if (seen := written_by(grown)) != ranks:
+                raise OSError(f"of {ranks} ranks, the files of {seen} are seen")
             seal(grown)
         _place(staging, output, keep)
     except OSError as error:
@@ -267,12 +270,16 @@ def _completed(checkpoint: Path) -> float:
 
 def unsaved(output: Path, error: BaseException) -> UserError:
     """Returns the error of a checkpoint that could not be written."""
-    found = checkpoints(output)
-    last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
     return UserError(
-        f"A checkpoint cannot be written to {output}: {error}. Make room on the disk, and the same command continues; "
-        f"{last}."
+        f"A checkpoint cannot be written to {output}: {error}. Make room on the disk, or mend it, and the same command "
+        f"continues; {last_checkpoint(output)}"
     )
+
+
+def last_checkpoint(output: str | Path) -> str:
+    """Tells what a run that fails can continue from."""
+    found = checkpoints(Path(output))
+    return f"the last checkpoint is {found[-1]}." if found else "there is no checkpoint yet."
 
 
 def wait_for_completion(output: Path, seconds: float) -> None:

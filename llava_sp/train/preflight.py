@@ -1,6 +1,7 @@
 """Checks before the first step: does DeepSpeed drive, is there room, and does saving save what is trained."""
 
 import shutil
+import socket
 from pathlib import Path
 
 from safetensors import safe_open
@@ -9,7 +10,8 @@ from torch import nn
 from llava_sp.model.loading import checkpoint_kind
 from llava_sp.model.trainable import part_modules, trainable_parameter_groups
 from llava_sp.train.checkpoint import DRY_SAVE, checkpoints
-from llava_sp.train.trainer import LlavaSPTrainer, all_finite
+from llava_sp.train.runtime import agree
+from llava_sp.train.saving import SavingTrainer, all_finite
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 
@@ -28,12 +30,12 @@ def check_trainables(model: nn.Module) -> None:
     assert not outside, f"LoRA outside the LLM: {outside[:3]}"
 
 
-def check_before_first_step(trainer: LlavaSPTrainer) -> None:
+def check_before_first_step(trainer: SavingTrainer) -> None:
     """Runs all checks of a trainer that is ready for its first step; a collective call.
 
     Raises:
         UserError: DeepSpeed was asked for and does not drive the run, a weight is not finite, or the disk is too full
-            for a checkpoint.
+            for a checkpoint or not shared by all ranks.
     """
     check_trainables(trainer.model)
     all_finite(trainer.model.named_parameters(), "The weights to start from", "A file is damaged; fetch it again.")
@@ -53,13 +55,23 @@ def check_before_first_step(trainer: LlavaSPTrainer) -> None:
         trainer.save_model(str(folder), _internal_call=True)  # as for a checkpoint
         if trainer.args.should_save:
             check_saved_names(trainer.model, folder)
+        trainer.wait_for_all()
+        agree(None if folder.is_dir() else not_shared(output))
     finally:
         if trainer.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
     trainer.wait_for_all()
 
 
-def _check_room(trainer: LlavaSPTrainer, output: Path) -> None:
+def not_shared(output: Path) -> UserError:
+    """Returns the error of a rank that does not see what the first one has written."""
+    return UserError(
+        f"What the first rank writes to {output} is not seen on {socket.gethostname()}. Give an --output_dir on a disk "
+        "that all nodes share: checkpoints are written, and read, by all ranks."
+    )
+
+
+def _check_room(trainer: SavingTrainer, output: Path) -> None:
     """The result, and one checkpoint more than are kept, for the new one grows beside them."""
     model = trainer.model
     trained = [p for group in trainable_parameter_groups(model).values() for _, p in group]

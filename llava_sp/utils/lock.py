@@ -1,5 +1,6 @@
 """A folder that one process at a time may write to."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -8,8 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 LOCK_NAME = ".lock"
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How file systems say that they have no locks."""
 
 
 @contextmanager
@@ -30,6 +37,10 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another run ({holder or 'just starting'}). Wait for its end, stop it, or give "
                 "another --output_dir."
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s is on a disk without locks (%s); only one run at a time may use it.", folder, error)
         with suppress(OSError):  # a full disk is no reason not to start: that may make room
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

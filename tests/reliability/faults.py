@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from llava_sp.train import checkpoint, trainer
 from llava_sp.utils.ranks import rank, world_size
@@ -101,6 +102,12 @@ def slow_disk(step: str) -> None:
     seal, checkpoint.seal = checkpoint.seal, slow
 
 
+def other_disk(folder: str) -> None:
+    """Has the last rank see another disk where the output folder is."""
+    if is_last():
+        sys.argv[sys.argv.index("--output_dir") + 1] = folder
+
+
 def broken_rank(step: str) -> None:
     """Ends the last rank amid a step, by an error that no other rank meets."""
 
@@ -182,7 +189,7 @@ def not_finite(where: str) -> None:
     what, step = where.split("@")
     if not is_last():
         return
-    compute = trainer.Trainer.compute_loss
+    compute = transformers.Trainer.compute_loss
 
     def spoil(self: Any, model: Any, inputs: dict[str, Any], *arguments: Any, **kwargs: Any) -> Any:
         now = self.state.global_step + 1 == int(step) and model.training
@@ -198,7 +205,7 @@ def not_finite(where: str) -> None:
             loss.register_hook(lambda gradient: gradient * torch.inf)
         return loss, outputs
 
-    trainer.Trainer.compute_loss = spoil
+    transformers.Trainer.compute_loss = spoil
     if what == "update":
         end = Trainer.note_learning_rates
 

@@ -197,7 +197,7 @@ def test_a_disk_that_fails_while_the_training_goes_on_ends_the_run(
     flags = ["--save_total_limit", "2", "--save_steps", "1"]
     stopped = runs.run(output, *flags, ranks=ranks, fault=f"failing_disk:{step}")
     assert set(stopped.codes) == {2}, stopped.text
-    assert "Input/output error. Make room on the disk" in stopped.text
+    assert "Input/output error. Make room on the disk, or mend it" in stopped.text
     assert f"the last checkpoint is {runs / output / f'checkpoint-{step - 1}'}" in stopped.text
     assert "Traceback" not in stopped.text
     assert not (runs / output / "metrics.json").exists()
@@ -217,6 +217,14 @@ def test_a_rank_that_breaks_leaves_once_the_first_one_has_completed_the_checkpoi
     checkpoint.verify(runs / "broken" / "checkpoint-2")
     runs.ask(process=run.processes[0], seconds=120)
     assert "this rank alone is broken" in run.text
+    count(injected=1, survived=1)
+
+
+def test_a_disk_that_the_ranks_do_not_share_is_told_before_the_first_step(runs: Runs) -> None:
+    refused = runs.run("node-1", ranks=2, fault=f"other_disk:{runs / 'node-2'}")
+    assert set(refused.codes) == {2}, refused.text
+    assert "Give an --output_dir on a disk that all nodes share" in refused.text
+    assert not checkpoint.checkpoints(runs / "node-1")
     count(injected=1, survived=1)
 
 

@@ -121,7 +121,7 @@ def test_surplus_checkpoints_go_oldest_first(tmp_path: Path, keep: int | None, l
     for step in (3, 20, 100):
         make_checkpoint(tmp_path, step)
     make_checkpoint(tmp_path / checkpoint.STAGING, 101)
-    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=keep)
+    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, ranks=1, keep=keep)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
     assert not (tmp_path / checkpoint.STAGING).exists()
 
@@ -144,15 +144,23 @@ def test_without_a_limit_all_stay(tmp_path: Path, keep: int | None) -> None:
 def test_what_was_written_last_stays_though_its_number_is_lower(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 9)
     make_checkpoint(tmp_path / checkpoint.STAGING, 7)
-    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=1)
+    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, ranks=1, keep=1)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-7"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     (make_checkpoint(tmp_path, 7) / "old").touch()
     make_checkpoint(tmp_path / checkpoint.STAGING, 7)
-    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, keep=1)
+    checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, ranks=1, keep=1)
     assert not (tmp_path / "checkpoint-7" / "old").exists()
+
+
+def test_a_checkpoint_without_the_files_of_some_rank_is_not_completed(tmp_path: Path) -> None:
+    grown = make_checkpoint(tmp_path / checkpoint.STAGING, 7)
+    (grown / "rng_state.pth").rename(grown / "rng_state_0.pth")
+    with pytest.raises(UserError, match="of 2 ranks, the files of 1 are seen"):
+        checkpoint.complete(tmp_path / checkpoint.STAGING, tmp_path, ranks=2, keep=1)
+    assert checkpoint.checkpoints(tmp_path) == []
 
 
 def test_a_half_written_checkpoint_is_never_continued_and_is_removed(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """A folder has one user at a time."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +43,15 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path) -
             pass
     finally:
         subprocess.run(["kill", "-9", str(child)], check=True)
+
+
+def test_a_disk_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with locked(tmp_path):
+        pass
+    assert "is on a disk without locks" in caplog.text
