@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from PIL.Image import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from llava_sp.constants import IMAGE_TOKEN, MAX_PIXELS
 from llava_sp.data.images import decode_image
@@ -46,6 +46,9 @@ class Message(BaseModel):
     content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
 class ChatRequest(BaseModel):
     """The fields of OpenAI's chat completion that are followed; others are ignored."""
 
@@ -56,17 +59,24 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: int | None = None
 
 
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+def template_messages(messages: list[Message], most_images: int) -> list[dict[str, Any]]:
     """Returns the messages as a chat template takes them: content in parts, images decoded.
 
+    Args:
+        messages: The conversation.
+        most_images: Number of images that the model has room for.
+
     Raises:
-        UserError: An image is no data URL, cannot be decoded or is too large, with those before it or alone; a message
-            has several images, or writes the placeholder of one.
+        UserError: An image is no data URL, cannot be decoded or is too large, with those before it or alone; there are
+            too many; a message has several images, or writes the placeholder of one.
     """
+    parts = (part for message in messages if isinstance(message.content, list) for part in message.content)
+    if (images := sum(isinstance(part, ImagePart) for part in parts)) > most_images:
+        raise UserError(f"The conversation has {images} images, and the model takes {most_images} at most.")
     decoded: list[Image] = []
     return [{"role": message.role, "content": _parts(message, decoded)} for message in messages]
 

@@ -6,14 +6,17 @@ and only models that are part of transformers are found.
 """
 
 import argparse
+import asyncio
 import copy
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from jinja2 import TemplateError
@@ -27,7 +30,6 @@ from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.serve.requests import ChatRequest, template_messages
-from llava_sp.serve.requests import Message as ChatMessage
 from llava_sp.utils.errors import UserError
 
 MAX_NEW_TOKENS = 1024
@@ -35,6 +37,9 @@ MAX_NEW_TOKENS = 1024
 
 MAX_BODY = 32 * 2**20
 """Longest request in bytes: an image of 24 MB, which base64 makes a third longer."""
+
+MAX_CONNECTIONS = 64
+"""Clients at a time; further ones are told to come again (503). Their requests lie in memory."""
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +55,8 @@ def main(argv: list[str]) -> None:
     processor.chat_template = template.chat_template()
     path = Path(options.model_path)
     name = path.resolve().name if path.exists() else options.model_path
-    uvicorn.run(make_app(model, processor, name, stop=template.stop), host=options.host, port=options.port)
+    app = make_app(model, processor, name, stop=template.stop)
+    uvicorn.run(app, host=options.host, port=options.port, limit_concurrency=MAX_CONNECTIONS)
 
 
 def make_app(model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, *, stop: str) -> FastAPI:
@@ -69,7 +75,9 @@ def make_app(model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, 
 
     @app.post("/v1/chat/completions")
     async def complete(body: ChatRequest) -> Response:
-        return await chat.handle_request(dict(body), f"chatcmpl-{uuid.uuid4()}")
+        # Decoding images takes a while, in which others are answered.
+        messages = await run_in_threadpool(template_messages, body.messages, chat.most_images)
+        return await chat.handle_request({**dict(body), "messages": messages}, f"chatcmpl-{uuid.uuid4()}")
 
     @app.get("/v1/models")
     def list_models() -> dict[str, Any]:
@@ -139,13 +147,82 @@ class _Generation(GenerationState):
 
 
 class _TokenizerGeneration(GenerateManager):
-    """Gives generation the tokenizer, which stop strings need, where transformers gives it the processor."""
+    """Generates within the model's context, and leaves out the text at which an answer stops.
 
-    def generate_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
+    It gives generation the tokenizer, which stop strings need, where transformers gives it the processor.
+    """
 
-    async def generate_non_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
-        return await super().generate_non_streaming(model, processor.tokenizer, *args, **kwargs)
+    def generate_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> Any:
+        _limit_answer(model, inputs, gen_config)
+        queue, streamer = super().generate_streaming(model, processor.tokenizer, inputs, gen_config, *args, **kwargs)
+        return _UntilStop(queue, gen_config.stop_strings), streamer
+
+    async def generate_non_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> Any:
+        _limit_answer(model, inputs, gen_config)
+        text, *rest = await super().generate_non_streaming(
+            model, processor.tokenizer, inputs, gen_config, *args, **kwargs
+        )
+        return before_stop(text, gen_config.stop_strings), *rest
+
+
+def context_length(model: LlavaSPForCausalLM) -> int:
+    """Positions that the LLM was made for, of the conversation and the answer together."""
+    return model.config.text_config.max_position_embeddings
+
+
+def _limit_answer(model: LlavaSPForCausalLM, inputs: Any, config: GenerationConfig) -> None:
+    """Lets an answer be as long as there is room for, at most.
+
+    Raises:
+        UserError: There is none.
+    """
+    length, longest = inputs["input_ids"].shape[-1], context_length(model)
+    if length >= longest:
+        raise UserError(
+            f"The conversation is {length:,} tokens long with its images, and the model takes {longest:,} with the "
+            "answer; leave out its beginning."
+        )
+    config.max_new_tokens = min(config.max_new_tokens, longest - length)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Returns a text up to where the first of some stop strings begins."""
+    return text[: min((found for stop in stops if (found := text.find(stop)) >= 0), default=len(text))]
+
+
+class _UntilStop:
+    """A queue of an answer's pieces, up to a stop string; what may be the beginning of one waits for the next piece."""
+
+    def __init__(self, queue: asyncio.Queue, stops: Sequence[str]) -> None:
+        self._queue = queue
+        self._stops = stops
+        self._held = ""
+        self._ended = False
+        self._last: list[Any] = []
+
+    async def get(self) -> Any:
+        return self._last.pop() if self._last else self._pass(await self._queue.get())
+
+    def get_nowait(self) -> Any:
+        return self._last.pop() if self._last else self._pass(self._queue.get_nowait())
+
+    def _pass(self, item: Any) -> Any:
+        if not isinstance(item, str):  # the end of the answer, or an error
+            held, self._held = self._held, ""
+            if held:
+                self._last.append(item)
+            return held or item
+        text = "" if self._ended else self._held + item
+        whole = before_stop(text, self._stops)
+        self._ended |= len(whole) < len(text)
+        lengths = (n for stop in self._stops for n in range(1, len(stop)) if whole.endswith(stop[:n]))
+        cut = len(whole) - (0 if self._ended else max(lengths, default=0))
+        self._held = whole[cut:]
+        return whole[:cut]
 
 
 class _Chat(ChatCompletionHandler):
@@ -157,6 +234,7 @@ class _Chat(ChatCompletionHandler):
         super().__init__(_Images, _Generation())
         self.served = name, model, processor
         self.stop = stop
+        self.most_images = max(context_length(model) // model.config.image_seq_length, 1)
 
     def _resolve_model(self, body: dict) -> tuple[str, LlavaSPForCausalLM, LlavaSPProcessor]:
         name = self.served[0]
@@ -165,8 +243,8 @@ class _Chat(ChatCompletionHandler):
         return self.served
 
     @staticmethod
-    def get_processor_inputs_from_messages(messages: list[ChatMessage], modality: Modality) -> list[dict[str, Any]]:
-        return template_messages(messages)
+    def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:
+        return messages  # decoded already
 
     def _build_generation_config(
         self, body: dict, model_generation_config: GenerationConfig, use_cb: bool = False

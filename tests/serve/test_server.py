@@ -1,5 +1,6 @@
 """The OpenAI-compatible server, asked over HTTP by OpenAI's own client."""
 
+import asyncio
 import base64
 import re
 import signal
@@ -11,6 +12,7 @@ import openai
 import pytest
 
 from llava_sp.eval import run_llava
+from llava_sp.serve import server
 from tests.reliability.sockets import listening
 
 QUESTION = "Is there a digit?"
@@ -110,8 +112,9 @@ def test_it_remembers_and_stops(client, image_file):
     stop = answer.strip()[3:5]
     stopped = ask(client, first, stop=[stop]).choices[0]
     assert stopped.finish_reason == "stop"
-    assert answer.startswith(stopped.message.content)
-    assert stop in stopped.message.content
+    assert stopped.message.content == answer.partition(stop)[0]
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, first, stop=[stop], stream=True)]
+    assert "".join(pieces) == stopped.message.content
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,8 @@ def test_it_remembers_and_stops(client, image_file):
         (about(data_url(b"P6 9000 9000 255\n", "ppm")), "9000 x 9000 pixels"),
         ([{"role": "user", "content": 2 * about("data:")[0]["content"]}], "one image"),
         ([{"role": "user", "content": "<image> What?"}], "<image>"),
+        ([{"role": "user", "content": "red blue " * 3000}], r"tokens long with its images, and the model takes 2,048"),
+        (14 * about("data:"), "has 14 images, and the model takes 13 at most"),
         ([{"role": "user", "content": "A"}, {"role": "user", "content": "B"}], "in turn"),
         ([{"role": "tool", "content": "A"}], r"messages\.0\.role: Input should be 'system', 'user' or 'assistant'"),
         ([], "messages: "),
@@ -137,7 +142,32 @@ def test_what_it_cannot_answer_is_one_sentence(client, messages, message):
     assert caught.value.body["message"].count("\n") == 0
 
 
-@pytest.mark.parametrize("fields", [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 2}])
+def test_an_answer_ends_with_the_context(client):
+    text = [{"role": "user", "content": "red " * 960}]
+    answer = ask(client, text, max_tokens=10**9)
+    assert answer.usage.total_tokens <= 2048
+    assert (answer.usage.total_tokens == 2048) == (answer.choices[0].finish_reason == "length")
+
+
+@pytest.mark.parametrize("pieces", [["a #", "#", "# b"], ["a ###"], ["a ", "###", "c"], ["a #", "# b"], ["a #"], []])
+def test_a_stop_string_is_no_part_of_the_answer_however_it_is_cut(pieces):
+    async def collect():
+        queue = asyncio.Queue()
+        for piece in [*pieces, None]:
+            queue.put_nowait(piece)
+        passed = server._UntilStop(queue, ["###", "</s>"])
+        found = [await passed.get()]
+        while found[-1] is not None:
+            found.append(passed.get_nowait())
+        return "".join(found[:-1])
+
+    assert asyncio.run(collect()) == "".join(pieces).partition("###")[0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 2}, {"stop": ["a"] * 5}, {"stop": ""}, {"stop": "a" * 65}],
+)
 def test_settings_out_of_range_are_named(client, fields):
     with pytest.raises(openai.BadRequestError, match=next(iter(fields))):
         ask(client, [{"role": "user", "content": "A"}], **fields)
