@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 
 from llava_sp.utils.errors import UserError
@@ -18,6 +19,12 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 KERNELS = ("attn_implementation", "experts_implementation")
 """Fields by which a configuration may name code on the Hub; each is known by names with underscores before it too."""
+
+TIMM = frozenset(kind for kind, built in MODEL_MAPPING_NAMES.items() if str(built).startswith("Timm"))
+"""Model types that transformers leaves to timm, whose arguments may name a pickle to load."""
+
+BACKBONES = ("backbone", "backbone_config", "use_timm_backbone", "model_args")
+"""Fields by which a model of another type has a part that timm builds."""
 
 
 def read_config(name: str) -> PreTrainedConfig:
@@ -40,13 +47,16 @@ def without_kernels(settings: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def check_kind(config: PreTrainedConfig) -> None:
-    """Refuses models that transformers leaves to timm, whose arguments may name a pickle to load.
+    """Refuses models that timm builds, or some part of which it does.
 
     Raises:
         UserError: It is one.
     """
-    if config.model_type.startswith("timm") or getattr(config, "backbone_config", None) is not None:
-        raise UserError(f"Models of the type {config.model_type!r} are not supported: another package builds them.")
+    parts = [config.to_dict()]
+    for part in parts:
+        if part.get("model_type") in TIMM or any(part.get(field) for field in BACKBONES):
+            raise UserError(f"Models of the type {config.model_type!r} are not supported: another package builds them.")
+        parts += [value for value in part.values() if isinstance(value, dict)]
 
 
 def check_folder(name: str | Path) -> None:

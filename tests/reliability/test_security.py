@@ -151,11 +151,21 @@ def own_generation(folder: Path, canary: Canary) -> None:
     edit(folder / "generation_config.json", custom_generate=str(folder), trust_remote_code=True)
 
 
-def of_timm(folder: Path, canary: Canary) -> None:
-    as_checkpoint(canary, folder / "evil.bin")
-    part = "vision_config" if "vision_config" in json.loads((folder / "config.json").read_text()) else None
-    timm = {"model_type": "timm_wrapper", "architecture": "resnet18", "model_args": {"checkpoint_path": "evil.bin"}}
-    edit(folder / "config.json", part, **timm)
+def of_timm(kind: str, *path: str) -> Change:
+    """Has timm build a model, or the part of it that a model type and a path of keys lead to."""
+
+    def change(folder: Path, canary: Canary) -> None:
+        as_checkpoint(canary, folder / "evil.bin")
+        config = json.loads((folder / "config.json").read_text())
+        part = config.get("vision_config", config)
+        if path:
+            part["model_type"] = path[0]
+        for key in path[1:]:
+            part = part.setdefault(key, {})
+        part |= {"model_type": kind, "architecture": "resnet18", "model_args": {"checkpoint_path": "evil.bin"}}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
 
 
 def with_backbone(folder: Path, canary: Canary) -> None:
@@ -218,7 +228,16 @@ ATTACKS = [
     Attack("an attention kernel by its short name", MODELS, kernel("attn_implementation", "flash_attention_2")),
     Attack("an experts' kernel", "llm full", kernel("experts_implementation", "evil/kernel")),
     Attack("generation of its own", "full", own_generation),
-    Attack("a timm model", "tower full", of_timm, "timm"),
+    Attack("a timm model", "tower full", of_timm("timm_wrapper"), "timm"),
+    Attack("a timm model by another name", "tower full", of_timm("gemma3n_vision"), "not supported|timm"),
+    *(
+        Attack(f"a timm part of {path[0]}", "llm tower full", of_timm(kind, *path), "not supported")
+        for kind, *path in (
+            ("timm_wrapper", "llava", "vision_config"),
+            ("gemma3n_vision", "gemma3n", "vision_config"),
+            ("timm_wrapper", "qwen2_vl", "text_config", "vision_config"),
+        )
+    ),
     Attack("a timm backbone", "tower", with_backbone, "not supported|timm"),
     Attack(
         "quantised by a package",
