@@ -5,6 +5,7 @@ transformers' Auto classes know the model as soon as both packages are imported,
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from llava_sp.utils.importing import when_imported
@@ -42,4 +43,6 @@ def _register() -> None:
     register()
 
 
+# Else transformers asks, in a thread, a service on the Hub to convert a repository whose weights are pickles.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 when_imported("transformers", _register)

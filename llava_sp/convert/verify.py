@@ -16,7 +16,7 @@ from llava_sp.convert.source import Source, read_source
 from llava_sp.model import loading
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
-from llava_sp.model.trust import read_config
+from llava_sp.model.trust import check_folder, read_config
 from llava_sp.utils.errors import UserError
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -77,6 +77,7 @@ def verify_import(
 
     def expected(prompts: list[Prompt]) -> list[torch.Tensor]:
         if source.kind == "llava-hf":
+            check_folder(source.home)
             config = read_config(source.home)
             return run(LlavaForConditionalGeneration.from_pretrained(source.home, config=config).eval(), prompts)
         return run_official(source, tower_home, prompts)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 
 from llava_sp.data.conversation import get_template
 from llava_sp.eval.batches import as_turns
 from llava_sp.eval.benchmarks.base import Benchmark
 from llava_sp.eval.questions import Question
 from llava_sp.model.card import package_versions
+from llava_sp.model.hub import commit
 from llava_sp.model.loading import read_card
 from llava_sp.utils.files import sha256_file
 from llava_sp.utils.git import git_state
@@ -31,17 +30,11 @@ def checkpoint_digest(path: str) -> str | None:
         path: A folder, or a name on the Hugging Face Hub.
 
     Returns:
-        The digest in hexadecimal; `None` for what is neither a folder nor in the Hub's cache.
+        The digest in hexadecimal, of a Hub repository its commit; `None` where nothing of it can be reached.
     """
     folder = Path(path)
     if not folder.is_dir():
-        try:
-            cached = try_to_load_from_cache(path, "config.json")
-        except HFValidationError:
-            return None
-        if not isinstance(cached, str):
-            return None
-        folder = Path(cached).parent
+        return commit(path)
     total = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
         total.update(f"{file.name} {file.stat().st_size}\n".encode())

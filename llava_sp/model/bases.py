@@ -7,6 +7,7 @@ from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.fingerprint import same_weights
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.parts import absolute, explained
+from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json_object
 
@@ -74,6 +75,28 @@ def check_sizes(path: str, model: LlavaSPForCausalLM) -> None:
             asked, has = getattr(wanted, field, None), getattr(found, field, None)
             if asked != has:
                 raise UserError(f"{origin[name]} does not fit {path}: its {field} is {has}, and {asked} is needed.")
+
+
+def check_processor_fits(path: str, processor: LlavaSPProcessor, config: LlavaSPConfig) -> None:
+    """Checks that images are prepared in the size and on the grids that a model takes.
+
+    Args:
+        path: The checkpoint of both, for messages.
+        processor: The processor.
+        config: The model's configuration.
+
+    Raises:
+        UserError: They are not.
+    """
+    images, side = processor.image_processor, config.vision_config.image_size
+    sides = [*dict(images.crop_size).values(), *dict(images.size).values()]
+    sides = [length for length in sides if length is not None]
+    if not all(isinstance(length, int) and 1 <= length <= 4 * side for length in sides) or processor.side != side:
+        raise UserError(f"The processor of {path} makes images of {sides} pixels a side, and the model takes {side}.")
+    if images.image_aspect_ratio == "anyres" and images.image_grid_pinpoints != config.image_grid_pinpoints:
+        raise UserError(
+            f"The processor of {path} lays images out on other grids than the model (image_grid_pinpoints)."
+        )
 
 
 def model_type(path: str) -> str:

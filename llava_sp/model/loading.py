@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from llava_sp.model.bases import check_base, check_sizes, model_type, resolve_parts
+from llava_sp.model.bases import check_base, check_processor_fits, check_sizes, model_type, resolve_parts
 from llava_sp.model.card import CARD_NAME, Card, Kind
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.fingerprint import fingerprint
@@ -145,12 +145,15 @@ def load(
     if quantization is not None:
         llm_arguments["quantization_config"] = quantization_config(quantization)
     if card is None or card.kind == "full":
-        return _load_full(path, dtype=dtype, device_map=device_map, **llm_arguments), processor
+        model = _load_full(path, dtype=dtype, device_map=device_map, **llm_arguments)
+        check_processor_fits(path, processor, model.config)
+        return model, processor
 
     quantised = llm_arguments.get("quantization_config") is not None
     if quantised and isinstance(device_map, str) and device_map != "auto":
         llm_arguments["device_map"] = device_map  # where quantising is quick
     model = _load_base(path, card, base, allow_other_base, dtype=dtype, **llm_arguments)
+    check_processor_fits(path, processor, model.config)
     with explained("the generation_config.json of the checkpoint", path):
         model.generation_config = GenerationConfig.from_pretrained(path)
     if card.kind == "projector":
@@ -256,15 +259,20 @@ def read_card(path: str) -> Card | None:
     raise UserError(f"{path} is no LLaVA-SP checkpoint; its model type is {kind!r}.{mend}")
 
 
-def find_card(path: str) -> str | None:
-    """Returns the file of a checkpoint's card, `None` where a folder or Hub repository has none."""
+def find_card(path: str, **where: Any) -> str | None:
+    """Returns the file of a checkpoint's card, `None` where a folder or Hub repository has none.
+
+    Args:
+        path: The folder or Hub name.
+        **where: See `llava_sp.model.hub.WHERE`.
+    """
     with explained("a checkpoint", path):
-        return cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False)
+        return cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False, **where)
 
 
-def is_partial(path: str) -> bool:
-    """Tells whether a folder or Hub name holds a checkpoint that needs other weights beside its own."""
-    found = find_card(path)
+def is_partial(path: str, **where: Any) -> bool:
+    """Tells whether the checkpoint in a folder or of a Hub name needs other weights too; see `find_card`."""
+    found = find_card(path, **where)
     return found is not None and Card.read(found).kind != "full"
 
 

@@ -31,6 +31,35 @@ class LlavaSPPreTrainedModel(LlavaPreTrainedModel):
     config: LlavaSPConfig
     config_class = LlavaSPConfig
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint of any kind; partial ones are completed from the parts that their card names.
+
+        Takes transformers' arguments; for a partial checkpoint `dtype`, `device_map`, those that say where its own
+        files are (`revision`, `token`, `subfolder` and the like), and those of the LLM. LoRA comes merged; for the
+        `PeftModel` itself see `llava_sp.model.loading.load`.
+
+        Raises:
+            UserError: There is no checkpoint, or it does not fit; see `llava_sp.model.loading.load`.
+        """
+        from llava_sp.model import hub, loading
+
+        by_auto = kwargs.get("adapter_kwargs") or {}  # the Auto classes put an adapter's base in its place
+        adapter = by_auto.get("_adapter_model_path")
+        path = adapter or pretrained_model_name_or_path
+        if path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        where = {name: kwargs[name] for name in hub.WHERE if kwargs.get(name) is not None}
+        if adapter:
+            where["revision"] = by_auto.get("revision")
+        if not loading.is_partial(str(path), **where):
+            check_folder(path, **where)
+            return super().from_pretrained(path, *args, **{"use_safetensors": True, **kwargs})
+        aside = ("config", "adapter_kwargs", *hub.WHERE)
+        passed = {name: value for name, value in kwargs.items() if name not in aside}
+        model, _ = loading.load(hub.local_folder(path, **where) if where else path, **passed)
+        return model.model if issubclass(cls, LlavaSPModel) else model
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises one module's own parameters; every loading path comes through here.
 
@@ -173,25 +202,6 @@ class LlavaSPForCausalLM(LlavaSPPreTrainedModel, LlavaForConditionalGeneration):
         self.model = LlavaSPModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint of any kind; partial ones are completed from the parts that their card names.
-
-        Takes transformers' arguments; for a partial checkpoint `dtype`, `device_map`, and those of the LLM. LoRA comes
-        merged; for the `PeftModel` itself see `llava_sp.model.loading.load`.
-        """
-        from llava_sp.model import loading
-
-        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # set by the Auto classes
-        path = adapter or pretrained_model_name_or_path
-        if path is None:
-            return super().from_pretrained(None, *args, **kwargs)
-        if not loading.is_partial(str(path)):
-            check_folder(path)
-            return super().from_pretrained(path, *args, **{"use_safetensors": True, **kwargs})
-        passed = {name: value for name, value in kwargs.items() if name not in ("config", "adapter_kwargs")}
-        return loading.load(path, **passed)[0]
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """Weight files of partial checkpoints: the projector alone, and LoRA with the projector (a PEFT folder)."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers.utils import cached_file
 
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.parts import explained
+from llava_sp.model.trainable import LORA_TARGETS
 from llava_sp.model.trust import ADAPTER_CONFIG_NAME
 from llava_sp.utils.errors import UserError
 
@@ -27,8 +29,7 @@ PROJECTOR_PREFIX = "model.multi_modal_projector."
 
 LORA_FIELDS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
-    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save"),
     *("bias", "fan_in_fan_out", "use_dora", "lora_bias", "init_lora_weights"),
 }
 """What an adapter's configuration may set: plain LoRA, initialised in a way that leaves the base as it is."""
@@ -57,6 +58,9 @@ def load_adapter(model: LlavaSPForCausalLM, path: str, *, trainable: bool) -> Pe
     with explained("the adapter", path):
         config = read_lora_config(path)
         found = load_file(cached_file(path, ADAPTER_NAME))
+        ranks = {len(tensor) for name, tensor in found.items() if ".lora_A." in name}
+        if ranks and config.r not in ranks:
+            raise UserError(f"{path}/{ADAPTER_CONFIG_NAME} has r {config.r}, and {ADAPTER_NAME} has {sorted(ranks)}.")
         config.inference_mode = not trainable
         adapted = PeftModelForCausalLM(model, config)
     # PEFT itself only warns of names that are missing or left over.
@@ -83,6 +87,8 @@ def read_lora_config(name: str) -> LoraConfig:
     ]
     if not isinstance(config.init_lora_weights, bool) and config.init_lora_weights != "gaussian":
         odd.append("init_lora_weights")  # others change the base, or read a file
+    if isinstance(config.target_modules, str) and not re.fullmatch(LORA_TARGETS, config.target_modules):
+        odd.append("target_modules to a pattern")  # which can be one that takes years to match
     if odd:
         raise UserError(f"{file} sets {', '.join(sorted(odd))}; only plain LoRA is supported. Merge it with PEFT.")
     return config

@@ -102,16 +102,16 @@ class LlavaSPProcessor(LlavaProcessor):
         return TileLayout(
             self.image_processor.image_grid_pinpoints,
             self.patch_merge_type,
-            tile_side=self._side,
-            grid_side=self._side // self.patch_size,
-            spatial_tokens=self.num_image_tokens - (self._side // self.patch_size) ** 2,
+            tile_side=self.side,
+            grid_side=self.side // self.patch_size,
+            spatial_tokens=self.num_image_tokens - (self.side // self.patch_size) ** 2,
         )
 
     @property
     def num_image_tokens(self) -> int:
         """Visual tokens of one view, T + N: 6 + 576 in the paper's models."""
         has_class_token = self.vision_feature_select_strategy == "default"
-        return (self._side // self.patch_size) ** 2 + self.num_additional_image_tokens - has_class_token
+        return (self.side // self.patch_size) ** 2 + self.num_additional_image_tokens - has_class_token
 
     def num_image_tokens_of(self, height: int, width: int) -> int:
         """Returns the number of visual tokens of an image of some pixels; its size matters for AnyRes alone."""
@@ -119,7 +119,8 @@ class LlavaSPProcessor(LlavaProcessor):
         return self.num_image_tokens if layout is None else layout.count_tokens(height, width)
 
     @property
-    def _side(self) -> int:
+    def side(self) -> int:
+        """Side of a view in pixels."""
         return self.image_processor.crop_size["height"]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:

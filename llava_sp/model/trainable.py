@@ -3,6 +3,7 @@
 The parts are `projector` (patch projector and spatial modules), `llm` (with its head), and `vision_tower`.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,6 +66,10 @@ def add_lora(model: LlavaSPForCausalLM, *, rank: int, alpha: float, dropout: flo
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+LORA_TARGETS = re.escape(r"^model\.language_model\.(?:.*\.)?(?:NAMES)$").replace("NAMES", r"[\w|]+")
+"""What `lora_targets` returns, as a pattern of patterns."""
 
 
 def lora_targets(model: LlavaSPForCausalLM) -> str:

@@ -36,13 +36,15 @@ def read_config(name: str) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     for field in KERNELS:
         setattr(config, f"_{field}", None)  # in the configurations of its parts as well
+    config.transformers_weights = None  # a file in place of the usual one, which nobody has looked at
     check_kind(config)
     return config
 
 
 def without_kernels(settings: dict[Any, Any]) -> dict[Any, Any]:
-    """Returns the fields of a `config.json`, those of its parts included, without the kernels that it names."""
-    kept = {name: value for name, value in settings.items() if not str(name).lstrip("_").startswith(KERNELS)}
+    """Returns the fields of a `config.json`, those of its parts included, without the kernels and files it names."""
+    dropped = (*KERNELS, "transformers_weights")
+    kept = {name: value for name, value in settings.items() if not str(name).lstrip("_").startswith(dropped)}
     return {name: without_kernels(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
@@ -59,8 +61,13 @@ def check_kind(config: PreTrainedConfig) -> None:
         parts += [value for value in part.values() if isinstance(value, dict)]
 
 
-def check_folder(name: str | Path) -> None:
+def check_folder(name: str | Path, *, subfolder: str = "", **where: Any) -> None:
     """Refuses a model's folder or Hub repository whose weights transformers would look for elsewhere.
+
+    Args:
+        name: The folder or Hub name.
+        subfolder: The folder in it that holds the model.
+        **where: See `llava_sp.model.hub.WHERE`.
 
     Raises:
         UserError: An index names a shard elsewhere, or there is an adapter, which would be applied.
@@ -68,6 +75,8 @@ def check_folder(name: str | Path) -> None:
     found = cached_file(
         name,
         ADAPTER_CONFIG_NAME,
+        subfolder=subfolder,
+        **where,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,  # as transformers looks for it
     )
@@ -76,7 +85,7 @@ def check_folder(name: str | Path) -> None:
             f"{name} holds an adapter ({ADAPTER_CONFIG_NAME}), and a whole model is needed. Merge the adapter into "
             "what it stands on, or take it out of the folder."
         )
-    for index in Path(name).glob("*.index.json"):  # of a Hub repository, huggingface_hub reads nothing else
+    for index in Path(name, subfolder).glob("*.index.json"):  # of a Hub repository, huggingface_hub reads nothing else
         shard_names(index)
 
 

@@ -1,7 +1,7 @@
 """Checks before the first step: does DeepSpeed drive, is there room, and does saving save what is trained."""
 
+import platform
 import shutil
-import socket
 from pathlib import Path
 
 from safetensors import safe_open
@@ -66,7 +66,7 @@ def check_before_first_step(trainer: SavingTrainer) -> None:
 def not_shared(output: Path) -> UserError:
     """Returns the error of a rank that does not see what the first one has written."""
     return UserError(
-        f"What the first rank writes to {output} is not seen on {socket.gethostname()}. Give an --output_dir on a disk "
+        f"What the first rank writes to {output} is not seen on {platform.node()}. Give an --output_dir on a disk "
         "that all nodes share: checkpoints are written, and read, by all ranks."
     )
 

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -151,6 +152,19 @@ def own_generation(folder: Path, canary: Canary) -> None:
     edit(folder / "generation_config.json", custom_generate=str(folder), trust_remote_code=True)
 
 
+def image_field(**fields: Any) -> Change:
+    return lambda folder, canary: edit(folder / "processor_config.json", "image_processor", **fields)
+
+
+def other_weights(folder: Path, canary: Canary) -> None:
+    """Names an index of shards elsewhere as the weights."""
+    away = shutil.copy(folder / "model.safetensors", folder.with_name("weights.safetensors"))
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(away), str(away))}
+    (folder / "other").mkdir()
+    (folder / "other" / "model.safetensors.index.json").write_text(json.dumps(index))
+    edit(folder / "config.json", transformers_weights="other/model.safetensors.index.json")
+
+
 def of_timm(kind: str, *path: str) -> Change:
     """Has timm build a model, or the part of it that a model type and a path of keys lead to."""
 
@@ -252,6 +266,15 @@ ATTACKS = [
         "torchao",
     ),
     Attack("a function for a type", "full", setting("config.json", dtype="save"), "Cannot load"),
+    Attack("weights by another name", MODELS, other_weights),
+    Attack("huge images", "full projector adapter", image_field(size={"shortest_edge": 10**6}), "pixels a side"),
+    Attack("other images", "full projector adapter", image_field(crop_size={"height": 7, "width": 7}), "pixels a side"),
+    Attack(
+        "tiles beyond all memory",
+        "full projector adapter",
+        image_field(image_aspect_ratio="anyres", image_grid_pinpoints=[[52 * 10**4, 52 * 10**4]]),
+        "other grids",
+    ),
     # PEFT
     Attack("Megatron", "adapter official_lora", adapter_of(megatron_config={"a": 1}), "sets megatron_config"),
     Attack(
@@ -276,6 +299,9 @@ ATTACKS = [
         "sets corda_config, init_lora_weights",
     ),
     Attack("a base that is changed", "adapter", adapter_of(init_lora_weights="pissa"), "sets init_lora_weights"),
+    Attack("a rank beyond all memory", "adapter", adapter_of(r=10**9), "has r 1000000000, and"),
+    Attack("a pattern that takes years", "adapter", adapter_of(target_modules="(a+)+(a+)+$"), "to a pattern"),
+    Attack("ranks by patterns", "adapter", adapter_of(rank_pattern={"(a+)+$": 8}), "sets rank_pattern"),
     Attack("an adapter's list", "adapter", content("adapter_config.json", "[]"), "Cannot load"),
     Attack("an adapter's depth", "adapter", content("adapter_config.json", "[" * 10**5), "Cannot load"),
     # Pickles
@@ -321,12 +347,7 @@ ATTACKS = [
         )
         for text in ("{}", "[]", "3", '{"weight_map": [1]}', '{"weight_map": {"a": {}}}', "[" * 10**5, '{"weight_map":')
     ),
-    Attack(
-        "weights above",
-        "full llm",
-        setting("config.json", transformers_weights="../weights.safetensors"),
-        "inside the model",
-    ),
+    Attack("weights above", MODELS, setting("config.json", transformers_weights="../weights.safetensors")),
     # The card
     *(
         Attack(f"the card's parts {str(parts)[:20]}", "projector", setting("llava_sp.json", parts=parts), says)
