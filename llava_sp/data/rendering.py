@@ -136,20 +136,29 @@ class Template:
                 labels[position] = IGNORE_INDEX
         return Rendered(input_ids, labels)
 
-    def render_prompt(self, turns: Turns, tokenizer: Any, image_token_id: int) -> list[int]:
+    def render_prompt(
+        self, turns: Turns, tokenizer: Any, image_token_id: int, *, as_written: bool = False
+    ) -> list[int]:
         """Tokenises a conversation that ends with a question, up to where the answer begins.
 
-        Arguments and errors are those of `render`.
+        Other arguments, and errors, are those of `render`.
+
+        Args:
+            turns: The conversation.
+            tokenizer: The LLM's tokenizer.
+            image_token_id: Id of `<image>`.
+            as_written: Whether `<image>` and the white space around a turn stay as they are. LLaVA trims them when it
+                trains, and not when it evaluates.
 
         Returns:
-            The token ids; `render` begins with the same ones when the answer is there.
+            The token ids; unless `as_written`, `render` begins with the same ones when the answer is there.
         """
         self._check_tokenizer(tokenizer, image_token_id)
-        return _tokenise(self._in_words_of(tokenizer).prompt_text(turns), tokenizer)[0]
+        return _tokenise(self._in_words_of(tokenizer).prompt_text(turns, as_written=as_written), tokenizer)[0]
 
-    def prompt_text(self, turns: Turns) -> str:
+    def prompt_text(self, turns: Turns, *, as_written: bool = False) -> str:
         """Returns the text that `render_prompt` tokenises, with LLaMA's names of the begin and end tokens."""
-        messages = self._messages(turns)
+        messages = self._messages(turns, as_written=as_written)
         if messages[-1].speaker != "human":
             raise SampleError(Problem.ROLES, "A prompt must end with a question, a turn from 'human'.")
         return self._lay_out(messages)[0] + self.assistant.open
@@ -201,8 +210,8 @@ class Template:
         human, assistant = own_role(self.human), own_role(self.assistant)
         return replace(self, opening=own(self.opening), human=human, assistant=assistant, stop=own(self.stop))
 
-    def _messages(self, turns: Turns) -> list[Message]:
-        """Checks the turns and brings their text into LLaVA's form, with `<image>` at the front of its turn."""
+    def _messages(self, turns: Turns, *, as_written: bool = False) -> list[Message]:
+        """Checks the turns and, unless `as_written`, brings their text into LLaVA's form, with `<image>` in front."""
         skipped = int(self.drops_leading_answer and len(turns) > 0 and turns[0]["from"] == "gpt")
         if len(turns) == skipped:
             raise SampleError(Problem.ROLES, "The conversation is empty.")
@@ -214,7 +223,7 @@ class Template:
             if turn["from"] != speaker:
                 where = f"Turn {number + skipped + 1} of {len(turns)}"
                 raise SampleError(Problem.ROLES, f"{where} is from {turn['from']!r} and should be from {speaker!r}.")
-            text = lead_with_image(turn["value"])
+            text = turn["value"] if as_written else lead_with_image(turn["value"])
             messages.append(Message(speaker, text.strip() if self.strips else text))
         question = messages[0].text
         if self.caption_only:

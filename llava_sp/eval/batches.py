@@ -53,10 +53,15 @@ def prompt_ids(
         image_size: For AnyRes: the image's height and width in pixels.
 
     Raises:
-        UserError: The conversation has no place for such a question.
+        UserError: The question holds `<image>` and has none, or the conversation has no place for it.
     """
     try:
-        ids = template.render_prompt(as_turns(question), processor.tokenizer, processor.image_token_id)
+        written = IMAGE_TOKEN in question.text
+        if written and question.image is None:
+            raise UserError(f"it holds {IMAGE_TOKEN} and comes without an image.")
+        ids = template.render_prompt(
+            as_turns(question), processor.tokenizer, processor.image_token_id, as_written=not written
+        )
     except UserError as error:
         raise UserError(f"Question {question.id!r} cannot be asked: {error}") from error
     count = processor.num_image_tokens if image_size is None else processor.num_image_tokens_of(*image_size)

@@ -64,7 +64,7 @@ def describe(
     return {
         "settings": settings,
         "data_folder": str(root.resolve()),
-        "template": {"name": template.name, "example": template.prompt_text(as_turns(question))},
+        "template": {"name": template.name, "example": template.prompt_text(as_turns(question), as_written=True)},
         "data_sha256": {name: sha256_file(path) for name, path in files.items() if path and path.is_file()},
         "checkpoint": told,
         "batch_size": batch_size,

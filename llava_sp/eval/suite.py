@@ -75,6 +75,9 @@ def evaluate(benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> bo
                     _conclude(job, options)
                 except (UserError, OSError) as error:
                     reasons[job.benchmark.name] = str(error)
+                except Exception as error:  # the answers stay, and the other benchmarks go on
+                    logger.exception("%s cannot be scored", job.benchmark.name)
+                    reasons[job.benchmark.name] = f"{type(error).__name__} while scoring: {error}"
                 _summarise(options, reasons)
         if is_main():
             _summarise(options, reasons)
@@ -94,7 +97,7 @@ def prepare(benchmark: Benchmark, options: argparse.Namespace) -> Job:
         lines = [f"{root / file.name} ({file.what}), from {file.source}" for file in missing]
         raise UserError("\n  - ".join(["its data are not all there. Put in place:", *lines]))
     questions = benchmark.questions(root)
-    asked = questions[: options.limit]
+    asked = questions if options.limit is None else benchmark.first(questions, options.limit)
     images = root / benchmark.images
     check_images(asked, images)
     settings = what_decides_the_answers(options, benchmark.settings, images, questions)

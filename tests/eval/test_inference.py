@@ -51,6 +51,23 @@ def test_the_prompt_holds_the_image_first_and_ends_where_the_answer_begins(loade
     assert processor.image_token_id not in text_only
 
 
+def test_the_white_space_around_a_question_is_sent_as_llava_sends_it(loaded):
+    _, processor = loaded
+    ids = prompt_ids(Question(1, " What is it? \n", "a.png"), processor, get_template("v1"))
+    text = processor.tokenizer.decode([token for token in ids if token != processor.image_token_id])
+    assert text.endswith("\n What is it? \n ASSISTANT:")
+
+
+def test_a_placeholder_in_a_question_goes_first_or_is_refused(loaded):
+    _, processor = loaded
+    template, plain = get_template("v1"), Question(1, "What is it?", "a.png")
+    assert prompt_ids(Question(1, "What is <image>it?", "a.png"), processor, template) == prompt_ids(
+        plain, processor, template
+    )
+    with pytest.raises(UserError, match="Question 2 cannot be asked: it holds <image> and comes without an image"):
+        prompt_ids(Question(2, "What is <image>?"), processor, template)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -122,6 +122,21 @@ def test_nothing_but_failures_is_no_score(run, data):
     assert "None of the 5 questions" in output("summary.json")["not_run"]["colours"]
 
 
+def test_a_benchmark_that_cannot_be_scored_keeps_its_answers_and_not_the_others_from_theirs(run, tmp_path, monkeypatch):
+    class Odd(Colours):
+        name = "odd"
+
+        def score(self, *_, **__):
+            raise TypeError("an answer of an odd kind")
+
+    complete, output = run(benchmarks=[Odd(), Colours()])
+    summary = output("summary.json")
+    assert not complete
+    assert summary["not_run"] == {"odd": "TypeError while scoring: an answer of an odd kind"}
+    assert set(summary["benchmarks"]) == {"colours"}
+    assert len(lines(tmp_path / "out/odd/answers.jsonl")) == 7
+
+
 def test_a_look_at_the_first_questions_is_marked_and_loses_no_answers(run, tmp_path):
     _, output = run("--limit=2")
     scores = output("colours/scores.json")

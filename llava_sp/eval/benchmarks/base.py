@@ -131,6 +131,10 @@ class Benchmark:
         """
         return read_questions(self.path(root, self.question_file))
 
+    def first(self, questions: list[Question], count: int) -> list[Question]:
+        """Returns the first questions, for a look; and what else is asked of them, where that makes one score."""
+        return questions[:count]
+
     def score(self, answers: Answers, root: Path, *, strict: bool = False, reviews: Path | None = None) -> Scores:
         """Scores answers.
 

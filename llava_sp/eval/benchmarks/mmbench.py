@@ -53,6 +53,11 @@ class MmBench(Benchmark):
         """See `Benchmark.questions`."""
         return read_mmbench(self.path(root, self.question_file), lang=self.lang, single_pred_prompt=True)
 
+    def first(self, questions: list[Question], count: int) -> list[Question]:
+        """See `Benchmark.first`; each with its options in every order."""
+        chosen = {int(question.id) % PASS for question in questions[:count]}
+        return [question for question in questions if int(question.id) % PASS in chosen]
+
     def score(self, answers: Answers, root: Path, *, strict: bool = False, reviews: Path | None = None) -> Scores:
         """See `Benchmark.score`; a question is right if it is right with its options in every order."""
         if self.scored == "server":

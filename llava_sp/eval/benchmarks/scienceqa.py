@@ -44,6 +44,11 @@ class ScienceQa(Benchmark):
         """See `Benchmark.score`; the headline is the accuracy of the questions with an image."""
         problems = self._problems(root)
         found, notes = self.align(answers, problems, strict=strict)
+        if not strict and not any(answer.prompt for answer in answers):
+            raise UserError(
+                "These answers have no 'prompt', by which the published scorer knows which question has an image. "
+                "Score them with --strict, which looks that up."
+            )
         items: dict[str, float] = {}
         with_image: list[float] = []
         by_subject: dict[str, list[float]] = defaultdict(list)

@@ -29,6 +29,15 @@ def test_a_missing_answer_is_wrong():
     assert scores.notes == {"missing": 1, "unparsable": 1}
 
 
+def test_a_look_at_the_first_questions_asks_them_in_every_order():
+    questions = MMBENCH.questions(ROOT)
+    few = MMBENCH.first(questions, 1)
+    assert [question.id for question in few] == [241, 1000241]
+    asked = {question.id for question in few}
+    scores = MMBENCH.score([answer for answer in answers_to("mmbench") if answer.question_id in asked], ROOT)
+    assert scores.items["241"] == 1
+
+
 def test_rounds_with_turned_options_must_all_be_right():
     answers = answers_to("mmbench")
     turned = {"round_id": 1, "options": ["blue", "green", "grey", "red"], "option_char": ["B", "C", "D", "A"]}

@@ -1,6 +1,7 @@
 """ScienceQA: which letter an answer chooses, and which questions have an image."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,13 @@ def test_a_missing_answer_has_no_image_but_for_strict():
     assert SCIENCE.score(answers_to("scienceqa"), ROOT, strict=True).metrics == {"accuracy": 50, "image_accuracy": 50}
     no_image = without(answers_to("scienceqa"), 0, 2, 3)
     assert SCIENCE.score(no_image, ROOT).metrics["image_accuracy"] == 0
+
+
+def test_without_prompts_only_strict_knows_the_images():
+    bare = [replace(answer, prompt="") for answer in answers_to("scienceqa")]
+    with pytest.raises(UserError, match=r"have no 'prompt'.*--strict"):
+        SCIENCE.score(bare, ROOT)
+    assert SCIENCE.score(bare, ROOT, strict=True).metrics == {"accuracy": 50, "image_accuracy": 50}
 
 
 @pytest.mark.parametrize(
