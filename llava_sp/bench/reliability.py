@@ -149,9 +149,12 @@ def measure_steps(words: list[str]) -> None:
 
 
 def measure_checkpoints(words: list[str]) -> None:
-    """Trains and saves after each step; prints how long the training waits, what for, and what is done beside it."""
+    """Trains and saves after each step; prints how long the training waits, what for, and what is done beside it.
+
+    Every other checkpoint is completed beside the next step, to see how much longer that takes.
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
-    save, size = LlavaSPTrainer._save_checkpoint, 0
+    step, save, size = LlavaSPTrainer.training_step, LlavaSPTrainer._save_checkpoint, 0
 
     def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -164,14 +167,22 @@ def measure_checkpoints(words: list[str]) -> None:
 
     def saved(self: LlavaSPTrainer, *arguments: Any) -> None:
         nonlocal size
+        self.settle()
         timed("saving", save)(self, *arguments)
+        if len(seconds["saving"]) % 2:
+            return
         self.settle()
         files = [file for file in checkpoint.checkpoints(Path(self.args.output_dir))[-1].rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         timed("hashing", hash_files)(files)
 
+    def stepped(self: LlavaSPTrainer, *arguments: Any) -> Any:
+        beside = self._sealed is not None and not self._sealed.done()
+        return timed("step beside it" if beside else "step", step)(self, *arguments)
+
     with ExitStack() as patched:
         patched.enter_context(patch.object(LlavaSPTrainer, "_save_checkpoint", saved))
+        patched.enter_context(patch.object(LlavaSPTrainer, "training_step", stepped))
         for name, owner, work in (
             ("checking", saving, "all_finite"),
             ("completing", checkpoint, "complete"),
@@ -179,9 +190,9 @@ def measure_checkpoints(words: list[str]) -> None:
         ):
             patched.enter_context(patch.object(owner, work, timed(name, getattr(owner, work))))
         train(words, ranks=1)
-    middle = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+    middle = {name: statistics.median(times[WARM_UP // 2 :]) for name, times in seconds.items()}
     report(
-        f"a checkpoint of {size / 1e9:.3g} GB ({len(seconds['saving']) - WARM_UP}; medians)",
+        f"a checkpoint of {size / 1e9:.3g} GB ({len(seconds['saving']) - WARM_UP // 2}; medians)",
         {
             "the training waits": middle["saving"],
             "  are weights finite": middle["checking"],
@@ -190,6 +201,10 @@ def measure_checkpoints(words: list[str]) -> None:
             "  hashing alone": middle["hashing"],
         },
     )
+    rows = {"alone": middle["step"]}
+    if "step beside it" in middle:  # else they are through before it begins
+        rows["beside a completion"] = middle["step beside it"]
+    report("forward and backward pass (medians)", rows)
 
 
 def report(title: str, rows: dict[str, float]) -> None:
