@@ -83,8 +83,8 @@ class Report:
         if self.max_bad_share and self.unreadable:
             lines.append(
                 f"Others take the place of those {self.unreadable:,} that cannot be read, a share of "
-                f"{self.unreadable_share:.2g}; training stops at more than {self.max_bad_share:g} of all "
-                "(--max_bad_share)."
+                f"{self.unreadable_share:.2g}; training stops at more than {self.max_bad_share:g} of all. Mend them, "
+                "take them out of the data, or raise --max_bad_share."
             )
         return "\n".join(lines)
 

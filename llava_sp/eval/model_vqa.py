@@ -16,6 +16,7 @@ from llava_sp.eval.flags import (
 from llava_sp.eval.questions import Question, check_images, read_questions, take_chunk
 from llava_sp.utils.errors import command_line
 from llava_sp.utils.logging import get_logger, setup_logging
+from llava_sp.utils.ranks import end_with_launcher
 
 logger = get_logger(__name__)
 
@@ -23,6 +24,7 @@ logger = get_logger(__name__)
 @command_line
 def main() -> None:
     """Answers the questions that the command line names."""
+    end_with_launcher()
     setup_logging()
     answer_file(parse(sys.argv[1:]))
 

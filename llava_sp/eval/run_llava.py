@@ -1,6 +1,7 @@
 """`python -m llava_sp.eval.run_llava`: one question about one image (or about none), the answer on standard output."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from llava_sp.eval.flags import (
     parse_flags,
 )
 from llava_sp.eval.inference import Failure, generate_answers
-from llava_sp.eval.questions import Question, check_images
+from llava_sp.eval.questions import Question
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging
@@ -32,10 +33,11 @@ def main() -> None:
 
     check_model_flags(options)
     settings = generation_settings(options)
+    if options.image_file and not os.path.isfile(options.image_file):
+        raise UserError(f"--image-file {options.image_file}: there is no such file.")
     image = options.image_file and options.image_file.resolve()
     folder = image.parent if image else Path()
     question = Question("--query", options.query, image and image.name)
-    check_images([question], folder)
     model, processor, template = load_model(options)
     for _, answer in generate_answers(
         model, processor, [question], image_folder=folder, template=template, settings=settings

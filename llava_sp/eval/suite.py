@@ -179,7 +179,7 @@ def _of_few(scores: Scores, job: Job) -> Scores:
     keys = {key for question in job.asked for key in (item_key(question.id), item_key(*question.key))}
     items = {key: value for key, value in scores.items.items() if key in keys}
     metrics = {"mean_of_items": 100 * mean(items.values())}
-    rule = f"The mean over the {len(job.asked)} questions that were asked. {scores.rule}"
+    rule = f"The mean over the {len(items)} questions that were asked. {scores.rule}"
     return Scores(headline="mean_of_items", metrics=metrics, items=items, rule=rule)
 
 

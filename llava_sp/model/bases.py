@@ -1,5 +1,7 @@
 """What partial checkpoints stand on: found, and told from other models."""
 
+import numpy as np
+from PIL import Image
 from transformers.utils import cached_file
 
 from llava_sp.model.card import Card
@@ -89,13 +91,21 @@ def check_processor_fits(path: str, processor: LlavaSPProcessor, config: LlavaSP
         UserError: They are not.
     """
     images, side = processor.image_processor, config.vision_config.image_size
-    sides = [*dict(images.crop_size).values(), *dict(images.size).values()]
-    sides = [length for length in sides if length is not None]
-    if not all(isinstance(length, int) and 1 <= length <= 4 * side for length in sides) or processor.side != side:
-        raise UserError(f"The processor of {path} makes images of {sides} pixels a side, and the model takes {side}.")
-    if images.image_aspect_ratio == "anyres" and images.image_grid_pinpoints != config.image_grid_pinpoints:
+    grids = images.image_grid_pinpoints if images.image_aspect_ratio == "anyres" else None
+    if grids != config.image_grid_pinpoints:
+        raise UserError(f"The processor of {path} has other grids than the model (image_grid_pinpoints).")
+    lengths = [value for size in (images.size, images.crop_size) for value in dict(size or {}).values()]
+    # Within bounds before an image is tried, for a file may ask for any size.
+    bounded = all(value is None or (isinstance(value, int) and 1 <= value <= 4 * side) for value in lengths)
+    made = []
+    if bounded and not images.do_pad:
+        with explained("the processor", path):
+            tried = images([Image.new("RGB", (2 * side, side)), Image.new("RGB", (side, 2 * side))])
+            made = [tuple(np.shape(views)[-2:]) for views in tried["pixel_values"]]
+    if set(made) != {(side, side)}:
         raise UserError(
-            f"The processor of {path} lays images out on other grids than the model (image_grid_pinpoints)."
+            f"The processor of {path} does not make images of {side} x {side} pixels, as the model takes them: see its "
+            "size, crop_size, do_resize, do_center_crop and do_pad."
         )
 
 

@@ -29,7 +29,8 @@ def local_folder(name: str | Path, *, subfolder: str = "", **where: Any) -> Path
     if Path(name).is_dir():
         return Path(name, subfolder)
     with explained("the checkpoint", str(name)):
-        return Path(snapshot_download(str(name), allow_patterns=list(FILES), **where), subfolder)
+        wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in FILES]
+        return Path(snapshot_download(str(name), allow_patterns=wanted, **where), subfolder)
 
 
 def commit(name: str) -> str | None:

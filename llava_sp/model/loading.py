@@ -165,7 +165,7 @@ def load(
         elif merge:
             model = model.merge_and_unload()
             _remember_origin(model, {"model": absolute(path)})
-    return _place(model.eval(), device_map), processor
+    return place(model.eval(), device_map), processor
 
 
 def save(
@@ -324,7 +324,8 @@ def _load_base(path: str, card: Card, base: str | None, allow_other_base: bool, 
     return model
 
 
-def _place(model: nn.Module, device_map: str | dict | None) -> nn.Module:
+def place(model: nn.Module, device_map: str | dict | None) -> nn.Module:
+    """Puts a model's weights where a device map says, as for transformers; returns it."""
     if device_map is None:
         return model
     if isinstance(device_map, str) and device_map != "auto":

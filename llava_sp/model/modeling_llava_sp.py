@@ -44,7 +44,7 @@ class LlavaSPPreTrainedModel(LlavaPreTrainedModel):
         """
         from llava_sp.model import hub, loading
 
-        by_auto = kwargs.get("adapter_kwargs") or {}  # the Auto classes put an adapter's base in its place
+        by_auto = kwargs.get("adapter_kwargs") or {}  # for the Auto classes, an adapter is no model
         adapter = by_auto.get("_adapter_model_path")
         path = adapter or pretrained_model_name_or_path
         if path is None:
@@ -57,8 +57,11 @@ class LlavaSPPreTrainedModel(LlavaPreTrainedModel):
             return super().from_pretrained(path, *args, **{"use_safetensors": True, **kwargs})
         aside = ("config", "adapter_kwargs", *hub.WHERE)
         passed = {name: value for name, value in kwargs.items() if name not in aside}
-        model, _ = loading.load(hub.local_folder(path, **where) if where else path, **passed)
-        return model.model if issubclass(cls, LlavaSPModel) else model
+        folder = hub.local_folder(path, **where) if where else path
+        if issubclass(cls, LlavaSPModel):
+            device_map = passed.pop("device_map", None)
+            return loading.place(loading.load(folder, **passed)[0].model, device_map)
+        return loading.load(folder, **passed)[0]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises one module's own parameters; every loading path comes through here.

@@ -1,6 +1,7 @@
 """Weight files of partial checkpoints: the projector alone, and LoRA with the projector (a PEFT folder)."""
 
 import re
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -59,10 +60,12 @@ def load_adapter(model: LlavaSPForCausalLM, path: str, *, trainable: bool) -> Pe
         config = read_lora_config(path)
         found = load_file(cached_file(path, ADAPTER_NAME))
         ranks = {len(tensor) for name, tensor in found.items() if ".lora_A." in name}
-        if ranks and config.r not in ranks:
+        if ranks != {config.r}:  # which decides how much memory is taken
             raise UserError(f"{path}/{ADAPTER_CONFIG_NAME} has r {config.r}, and {ADAPTER_NAME} has {sorted(ranks)}.")
         config.inference_mode = not trainable
-        adapted = PeftModelForCausalLM(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what PEFT uses of transformers, and will not in time
+            adapted = PeftModelForCausalLM(model, config)
     # PEFT itself only warns of names that are missing or left over.
     _check_fit(f"{path}/{ADAPTER_NAME}", found, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     set_peft_model_state_dict(adapted, found)

@@ -32,6 +32,7 @@ from llava_sp.model.tiles import default_pinpoints
 from llava_sp.model.trust import check_folder, check_kind, read_config
 from llava_sp.model.variants import variant_fields
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import is_hub_name
 from llava_sp.utils.tokenization import follow_sentencepiece
 
 PADDING_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
@@ -240,6 +241,8 @@ def set_endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_
 def explained(what: str, name: str) -> Iterator[None]:
     """Turns the libraries' many ways of not finding or not understanding a file into one sentence that names it."""
     cannot = f"Cannot load {what} from {str(name)[:200]!r}"
+    if not is_hub_name(str(name)) and not os.path.exists(name):
+        raise UserError(f"{cannot}: there is no such folder, and it is no name on the Hugging Face Hub.")
     try:
         yield
     except (UserError, torch.OutOfMemoryError, MemoryError):

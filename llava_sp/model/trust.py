@@ -23,6 +23,9 @@ KERNELS = ("attn_implementation", "experts_implementation")
 TIMM = frozenset(kind for kind, built in MODEL_MAPPING_NAMES.items() if str(built).startswith("Timm"))
 """Model types that transformers leaves to timm, whose arguments may name a pickle to load."""
 
+LABELS = ("id2label", "label2id")
+"""Fields of a configuration with names of the user's choice."""
+
 BACKBONES = ("backbone", "backbone_config", "use_timm_backbone", "model_args")
 """Fields by which a model of another type has a part that timm builds."""
 
@@ -36,9 +39,17 @@ def read_config(name: str) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     for field in KERNELS:
         setattr(config, f"_{field}", None)  # in the configurations of its parts as well
-    config.transformers_weights = None  # a file in place of the usual one, which nobody has looked at
+    _forget_weights(config)
     check_kind(config)
     return config
+
+
+def _forget_weights(config: PreTrainedConfig) -> None:
+    """Takes away the name of a file in place of the usual ones, which nobody has looked at; of all parts as well."""
+    config.transformers_weights = None
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            _forget_weights(part)
 
 
 def without_kernels(settings: dict[Any, Any]) -> dict[Any, Any]:
@@ -56,9 +67,9 @@ def check_kind(config: PreTrainedConfig) -> None:
     """
     parts = [config.to_dict()]
     for part in parts:
-        if part.get("model_type") in TIMM or any(part.get(field) for field in BACKBONES):
+        if str(part.get("model_type")) in TIMM or any(part.get(field) for field in BACKBONES):
             raise UserError(f"Models of the type {config.model_type!r} are not supported: another package builds them.")
-        parts += [value for value in part.values() if isinstance(value, dict)]
+        parts += [value for name, value in part.items() if isinstance(value, dict) and name not in LABELS]
 
 
 def check_folder(name: str | Path, *, subfolder: str = "", **where: Any) -> None:

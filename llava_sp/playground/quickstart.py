@@ -18,6 +18,7 @@ from llava_sp.playground.world import WorldOptions, build_world
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, write_json
+from llava_sp.utils.ranks import LAUNCHER
 
 VARIANTS = ("cropping", "pooling", "none")
 STAGES = ("pretrain", "finetune_lora")
@@ -190,8 +191,8 @@ def count_processes() -> int:
 def _step(*words: list[str]) -> None:
     command = [sys.executable, "-m", *(word for group in words for word in group)]
     out(f"$ python {' '.join(command[1:])}")
-    if subprocess.run(command, check=False).returncode:
-        raise UserError("The step above failed, see its message. The same command goes on from where this one ended.")
+    if subprocess.run(command, check=False, env={**os.environ, LAUNCHER: str(os.getpid())}).returncode:
+        raise UserError("The step above failed, see its message. Once that is mended, the same command goes on there.")
 
 
 def _title(text: str) -> None:

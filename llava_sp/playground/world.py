@@ -19,7 +19,7 @@ from llava_sp.playground.language import Turn, caption, conversation, held_out_q
 from llava_sp.playground.scenes import HELD_OUT, TRAIN, draw, generator, sample_scene
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, sha256_file, write_json, write_text
+from llava_sp.utils.files import making, read_json, sha256_file, write_json, write_text
 
 FORMAT = 1  # raise it when the same options give other files
 MANIFEST = "world.json"
@@ -73,8 +73,9 @@ def build_world(output: Path, options: WorldOptions) -> bool:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         _check_is_world(output, options)
         return False
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    with making(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         _write_images(scratch, options)
         _write_training_data(scratch, options)

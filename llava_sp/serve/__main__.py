@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging
 
@@ -17,8 +18,12 @@ def main() -> None:
     """Hands the remaining flags to the command that the first argument names."""
     setup_logging()
     name = sys.argv[1] if len(sys.argv) > 1 else None
+    usage = f"python -m llava_sp.serve {'|'.join(COMMANDS)} [flags]"
+    if name in ("-h", "--help"):
+        out(f"usage: {usage}\n\n{__doc__}\nThe flags: python -m llava_sp.serve NAME --help")
+        return
     if name not in COMMANDS:
-        raise UserError(f"Name a command: python -m llava_sp.serve {'|'.join(COMMANDS)} [flags].")
+        raise UserError(f"Name a command: {usage}.")
     try:
         command = importlib.import_module(COMMANDS[name])
     except ModuleNotFoundError as error:

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     path = Path(options.model_path)
     name = path.resolve().name if path.exists() else options.model_path
     app = make_app(model, processor, name, stop=template.stop)
-    uvicorn.run(app, host=options.host, port=options.port, limit_concurrency=MAX_CONNECTIONS)
+    uvicorn.run(app, host=options.host, port=options.port, limit_concurrency=MAX_CONNECTIONS + 1)
 
 
 def make_app(model: LlavaSPForCausalLM, processor: LlavaSPProcessor, name: str, *, stop: str) -> FastAPI:

@@ -100,8 +100,10 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
             f"{folder} holds a model or checkpoints of another origin ({', '.join(others[:3])}). Give an empty or "
             "new --output_dir."
         )
-    if not record.is_file() or read_json(record) != identity:  # on a full disk, what is there serves
-        write_json(record, identity)
+    with suppress(UserError):  # on a full disk, what is there serves
+        if record.is_file() and read_json(record) == identity:
+            return
+    write_json(record, identity)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -219,7 +221,10 @@ def complete(staging: Path, output: Path, *, ranks: int, keep: int | None) -> No
     try:
         for grown in checkpoints(staging):
             if (seen := written_by(grown)) != ranks:
-                raise OSError(f"of {ranks} ranks, the files of {seen} are seen")
+                raise UserError(
+                    f"Of {ranks} ranks, the files of {seen} are seen in {grown}. Give an --output_dir on a disk that "
+                    f"all nodes share; {last_checkpoint(output)}"
+                )
             seal(grown)
         _place(staging, output, keep)
     except OSError as error:
@@ -285,7 +290,7 @@ def last_checkpoint(output: str | Path) -> str:
 def wait_for_completion(output: Path, seconds: float) -> None:
     """Waits until the checkpoint that another process may be completing is in its place, for so long at most."""
     end = time.monotonic() + seconds
-    while (output / STAGING).exists() and time.monotonic() < end:
+    while checkpoints(output / STAGING) and time.monotonic() < end:
         time.sleep(0.05)
 
 

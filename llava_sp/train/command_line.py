@@ -23,7 +23,7 @@ from llava_sp.train.arguments import LORA_FIELDS, DataArguments, ModelArguments,
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
 from llava_sp.train.legacy import apply_legacy_flags, follow_adapter, read_renamed
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json_object
+from llava_sp.utils.files import is_hub_name, read_json_object
 from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -275,6 +275,8 @@ def _file_of(checkpoint: str, name: str) -> str | None:
     if os.path.isdir(checkpoint):
         path = os.path.join(checkpoint, name)
         return path if os.path.isfile(path) else None
+    if not is_hub_name(checkpoint):
+        return None
     lenient = ("gated_repo", "missing_entries", "connection_errors")
     try:
         return cached_file(checkpoint, name, **{f"_raise_exceptions_for_{what}": False for what in lenient})

@@ -13,6 +13,7 @@ from llava_sp.model.loading import read_card
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.benchmarks import choose_benchmarks
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import is_hub_name
 from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -71,10 +72,9 @@ def _missing_parts(given: dict[str, Any]) -> list[str]:
     missing = []
     for what, argument in (("LLM", "model_name_or_path"), ("vision tower", "vision_tower")):
         if not model_is_there(given[argument]):
-            missing.append(
-                f"the {what} {given[argument]}: get it with 'hf download {given[argument]}', or put its folder "
-                f"anywhere and give it by --{argument}"
-            )
+            name = given[argument]
+            get = f"get it with 'hf download {name}', or " if is_hub_name(name) else ""
+            missing.append(f"the {what} {name}: {get}put its folder anywhere and give it by --{argument}")
     return missing
 
 
@@ -83,7 +83,7 @@ def model_is_there(name: str) -> bool:
     path = Path(name)
     if os.path.isdir(path):  # unlike Path's, it takes names that are too long
         return (path / "config.json").is_file()
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if not is_hub_name(name):
         return False
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return True

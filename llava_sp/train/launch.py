@@ -18,7 +18,7 @@ from llava_sp.train.inputs import check_inputs
 from llava_sp.train.run import train
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging
-from llava_sp.utils.ranks import count_processes, run_torchrun
+from llava_sp.utils.ranks import count_processes, end_with_launcher, run_torchrun
 
 
 def read_launcher_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -82,6 +82,7 @@ def deepspeed_arguments(flags: argparse.Namespace) -> list[str]:
 @command_line
 def main() -> None:
     """Counts the GPUs, checks the arguments, and starts the ranks."""
+    end_with_launcher()
     setup_logging()
     flags, rest = read_launcher_flags(sys.argv[1:])
     if flags.hostfile:

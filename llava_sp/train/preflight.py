@@ -67,7 +67,7 @@ def not_shared(output: Path) -> UserError:
     """Returns the error of a rank that does not see what the first one has written."""
     return UserError(
         f"What the first rank writes to {output} is not seen on {platform.node()}. Give an --output_dir on a disk "
-        "that all nodes share: checkpoints are written, and read, by all ranks."
+        "that all nodes share: checkpoints and the ranks' signs of life go there."
     )
 
 

@@ -26,7 +26,7 @@ from llava_sp.train.runtime import is_main, on_first_rank, prepare_process
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import write_json
+from llava_sp.utils.files import making, write_json
 from llava_sp.utils.lock import locked
 
 
@@ -86,6 +86,7 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         except Exception:
             if not is_main():
                 # Torchrun ends the first rank as soon as another has left, also amid completing a checkpoint.
+                trainer.beat("waiting for a checkpoint's completion, to end by an error", slow=True)
                 checkpoint.wait_for_completion(folder, trainer.args.stall_timeout or trainer.args.ddp_timeout)
             raise
 
@@ -121,8 +122,9 @@ def entered(folder: Path, run: RunArguments) -> Iterator[Path | None]:
     with ExitStack() as held:
 
         def enter() -> Path | None:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder))
+            with making(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder))
             checkpoint.claim_folder(folder, checkpoint.run_identity(run))
             if checkpoint.is_complete(folder):
                 return None

@@ -18,12 +18,42 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]", re.ASCII)
 """How JSON escapes half of a character beyond 16 bits; two of them make a whole one."""
 
 
+NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Why nothing can be written to a place, whatever it is; unlike a full disk."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+OWN_FOLDERS = ("checkpoints", "playground", "results")
+"""Where commands write unless told otherwise; no owners of repositories on the Hub."""
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no local folder can be one on the Hugging Face Hub, and is not just a mistyped path."""
+    return bool(_HUB_NAME.fullmatch(name)) and not name.startswith(".") and name.split("/")[0] not in OWN_FOLDERS
+
+
+@contextmanager
+def making(path: str | Path) -> Iterator[None]:
+    """Says in one line why a file or folder cannot be made where a user wants it.
+
+    Raises:
+        UserError: It cannot be; an OSError of another kind, such as a full disk, stays what it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise UserError(f"Cannot write to {path}: {error.strerror}. Name another place.") from error
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; it takes `path`'s place when the block ends well, else it is removed."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    with making(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -181,7 +211,8 @@ def staged(path: str | Path, *, last: str) -> Iterator[Path]:
         last: Name of the file that moves after all others: where it is, they are.
     """
     target = Path(path)
-    target.mkdir(parents=True, exist_ok=True)
+    with making(target):
+        target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving.", dir=target) as name:
         yield Path(name)
         for file in sorted(Path(name).iterdir(), key=lambda file: file.name == last):
@@ -193,13 +224,14 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it becomes `path` when the block ends well, else it is removed.
 
     Raises:
-        UserError: `path` exists and is not an empty folder.
+        UserError: `path` exists and is not an empty folder, or it cannot be made.
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"The output folder {target} is not empty. Name a new one; nothing is overwritten.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with making(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o755)

@@ -12,6 +12,7 @@ from transformers import AutoProcessor, LlavaNextConfig, LlavaNextForConditional
 from llava_sp import LlavaSPForCausalLM, LlavaSPProcessor
 from llava_sp.data.conversation import get_template
 from llava_sp.model import loading
+from llava_sp.model.parts import make_processor
 from llava_sp.model.trainable import add_lora, set_trainable, trainable_parameter_groups
 from tests.tiny import IMAGE_SIZE as SIDE
 
@@ -182,6 +183,7 @@ def test_a_model_of_one_tile_becomes_one_of_several(tiny_parts: Any, tmp_path: A
     assert not model.model.lay_out_tiles([[SIDE, 2 * SIDE]], "spatial_unpad")  # the row end is there already
     row_end = model.model.multi_modal_projector.image_newline
     # What stands on a whole model of one tile brings its own tiles along.
+    processor = make_processor(model.config, processor.tokenizer, str(tiny_parts[1]))
     loading.save(add_lora(model, rank=2, alpha=4, dropout=0.0), processor, tmp_path / "lora", stage="finetune_lora")
     again, _ = loading.load(tmp_path / "lora")
     assert torch.equal(again.model.multi_modal_projector.image_newline, row_end)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import hub as transformers_hub
 
 import llava_sp
@@ -43,18 +43,16 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("cls", "where", "state", "subfolder"),
+    ("where", "state", "subfolder"),
     [
-        (llava_sp.LlavaSPForCausalLM, {}, "second", ""),
-        (llava_sp.LlavaSPForCausalLM, {"revision": FIRST}, "first", ""),
-        (llava_sp.LlavaSPForCausalLM, {"revision": FIRST, "subfolder": "step"}, "first", "step"),
-        (AutoModelForCausalLM, {}, "second", ""),
-        (AutoModelForCausalLM, {"revision": FIRST}, "first", ""),
+        ({}, "second", ""),
+        ({"revision": FIRST}, "first", ""),
+        ({"revision": FIRST, "subfolder": "step"}, "first", "step"),
     ],
 )
-def test_the_state_that_is_asked_for_is_read(cls, where, state, subfolder, states):
+def test_the_state_that_is_asked_for_is_read(where, state, subfolder, states):
     wanted, _ = loading.load(states[state] / subfolder)
-    found = cls.from_pretrained(NAME, cache_dir=states["cache"], **where)
+    found = llava_sp.LlavaSPForCausalLM.from_pretrained(NAME, cache_dir=states["cache"], **where)
     assert isinstance(found, llava_sp.LlavaSPForCausalLM)
     assert torch.equal(weights(found), weights(wanted))
 
@@ -65,6 +63,21 @@ def test_the_model_without_its_head_is_completed_too(states):
         found = cls.from_pretrained(states["second"])
         assert isinstance(found, llava_sp.LlavaSPModel)
         assert torch.equal(weights(found), weights(wanted.model))
+
+
+@pytest.mark.parametrize("cls", [llava_sp.LlavaSPForCausalLM, AutoModelForCausalLM, AutoModelForImageTextToText])
+@pytest.mark.parametrize("state", ["first", "second"])
+def test_a_whole_model_on_the_hub_is_found_by_the_auto_classes_too(cls, state, states, tmp_path, monkeypatch):
+    repository = tmp_path / "models--me--whole"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(SECOND)
+    for name, commit in (("first", FIRST), ("second", SECOND)):
+        model, processor = loading.load(states[name])
+        loading.save(model, processor, repository / "snapshots" / commit, stage="finetune")
+    monkeypatch.setattr(transformers_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    found = cls.from_pretrained("me/whole", **({"revision": FIRST} if state == "first" else {}))
+    assert isinstance(found, llava_sp.LlavaSPForCausalLM)
+    assert torch.equal(weights(found), weights(loading.load(states[state])[0]))
 
 
 def test_scores_tell_the_commit(states, monkeypatch):

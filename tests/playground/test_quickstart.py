@@ -1,9 +1,16 @@
 """The quickstart's table."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from llava_sp.playground import quickstart
 from llava_sp.playground.quickstart import Run, score_table
 from llava_sp.playground.scorer import TaskScore
+from llava_sp.utils.errors import UserError
+from llava_sp.utils.ranks import LAUNCHER
 
 
 def scores(accuracy: float) -> list[TaskScore]:
@@ -16,6 +23,16 @@ def test_one_seed_has_the_interval_of_its_questions() -> None:
     assert table[0].split() == ["task", "questions", "chance", "commonest", "cropping"]
     assert table[1].split() == ["reading", "100", "10.0", "20.0", "50.0", "+-", "9.6"]  # Wilson: 0.404 to 0.596
     assert table[3].split()[-3:] == ["10.0", "+-", "6.0"]
+
+
+def test_a_step_ends_with_the_quickstart_and_its_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str], *, env: dict[str, str], **_: bool) -> SimpleNamespace:
+        assert env[LAUNCHER] == str(os.getpid())
+        return SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr("subprocess.run", fail)
+    with pytest.raises(UserError, match=r"see its message\. Once that is mended"):
+        quickstart._step(["llava_sp.train.launch"])
 
 
 def test_several_seeds_are_one_column_with_their_deviation() -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.reliability.canary import PICKLES, Canary, as_checkpoint, copied, edit
 
@@ -95,6 +96,18 @@ def other_weights(folder: Path, canary: Canary) -> None:
     edit(folder / "config.json", transformers_weights="other/model.safetensors.index.json")
 
 
+def weights_of_part(folder: Path, canary: Canary) -> None:
+    """Names them for a part, which a tower becomes of a whole CLIP."""
+    other_weights(folder, canary)
+    config = json.loads((folder / "config.json").read_text())
+    named = config.pop("transformers_weights")
+    if config["model_type"] == "clip_vision_model":
+        config = {"model_type": "clip", "vision_config": config}
+    for part in ("vision_config", "text_config"):
+        config.setdefault(part, {})["transformers_weights"] = named
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def of_timm(kind: str, *path: str) -> Change:
     """Has timm build a model, or the part of it that a model type and a path of keys lead to."""
 
@@ -125,6 +138,12 @@ def adapter_of(**fields: Any) -> Change:
         edit(folder / "adapter_config.json", **({} if (folder / "adapter_config.json").exists() else usual), **fields)
 
     return change
+
+
+def rank_of_nothing(folder: Path, canary: Canary) -> None:
+    edit(folder / "adapter_config.json", r=10**6)
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), "x.lora_A.weight": torch.empty(10**6, 0)}, file, {"format": "pt"})
 
 
 def pickled(write: Callable[[Canary, Path], None], weights: str, file: str) -> Change:
@@ -197,8 +216,20 @@ ATTACKS = [
     ),
     Attack("a function for a type", "full", setting("config.json", dtype="save"), "Cannot load"),
     Attack("weights by another name", MODELS, other_weights),
-    Attack("huge images", "full projector adapter", image_field(size={"shortest_edge": 10**6}), "pixels a side"),
-    Attack("other images", "full projector adapter", image_field(crop_size={"height": 7, "width": 7}), "pixels a side"),
+    Attack("weights of a part by another name", "tower full", weights_of_part),
+    Attack("huge images", "full projector adapter", image_field(size={"shortest_edge": 10**6}), "does not make images"),
+    Attack("other images", "full projector adapter", image_field(crop_size={"height": 7, "width": 7}), "does not make"),
+    *(
+        Attack(f"images by {fields}", "full", image_field(**fields), "does not make images|Cannot load")
+        for fields in (
+            {"do_pad": True, "pad_size": {"height": 3000, "width": 3000}},
+            {"crop_size": {"height": 48, "width": 192}},
+            {"do_resize": False, "do_center_crop": False},
+            {"size": {"shortest_edge": 192}, "do_center_crop": False, "image_aspect_ratio": "square"},
+            {"size": None},
+            {"crop_size": None},
+        )
+    ),
     Attack(
         "tiles beyond all memory",
         "full projector adapter",
@@ -230,6 +261,7 @@ ATTACKS = [
     ),
     Attack("a base that is changed", "adapter", adapter_of(init_lora_weights="pissa"), "sets init_lora_weights"),
     Attack("a rank beyond all memory", "adapter", adapter_of(r=10**9), "has r 1000000000, and"),
+    Attack("a rank that a tensor of nothing has", "adapter", rank_of_nothing, "has r 1000000, and"),
     Attack("a pattern that takes years", "adapter", adapter_of(target_modules="(a+)+(a+)+$"), "to a pattern"),
     Attack("ranks by patterns", "adapter", adapter_of(rank_pattern={"(a+)+$": 8}), "sets rank_pattern"),
     Attack("an adapter's list", "adapter", content("adapter_config.json", "[]"), "Cannot load"),

@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ import pytest
 from llava_sp.data.images import load_image
 from llava_sp.data.problems import Problem, SampleError
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import parse_json, read_json, read_json_lines, resolve_inside
+from llava_sp.utils.files import (
+    is_hub_name,
+    new_folder,
+    parse_json,
+    read_json,
+    read_json_lines,
+    resolve_inside,
+    staged,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +92,45 @@ def test_a_folder_that_does_not_answer_is_told_as_that(
     with pytest.raises(SampleError, match=f"cannot be read: {os.strerror(number)}") as told:
         load_image(tmp_path, "a.png")
     assert told.value.problem is Problem.IMAGE_MISSING
+
+
+MAKERS: list[Callable[[str], None]] = [
+    lambda path: write_json(path, 1),
+    lambda path: enter(new_folder(path)),
+    lambda path: enter(staged(path, last="a")),
+]
+
+
+@pytest.mark.parametrize("place", ["/proc/none/here", "{folder}/file/here"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_place_that_nothing_can_be_written_to_is_told(
+    make: Callable[[str], None], place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    path = place.format(folder=tmp_path)
+    with pytest.raises(UserError, match=f"Cannot write to {path}: .*Name another place"):
+        make(path)
+
+
+def enter(made: AbstractContextManager[Path]) -> None:
+    with made:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "may_be"),
+    [
+        ("gpt2", True),
+        ("lmsys/vicuna-7b-v1.5", True),
+        ("checkpoints/pretrain", False),
+        ("./gpt2", False),
+        ("../gpt2", False),
+        ("/models/gpt2", False),
+        ("~/gpt2", False),
+        ("a/b/c", False),
+        ("a b", False),
+        ("", False),
+    ],
+)
+def test_a_mistyped_path_is_not_asked_for_on_the_hub(name: str, may_be: bool) -> None:
+    assert is_hub_name(name) == may_be

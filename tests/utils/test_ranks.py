@@ -167,3 +167,11 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("command", ["llava_sp.train.launch", "llava_sp.eval.model_vqa"])
+def test_a_command_ends_with_what_started_it(command: str) -> None:
+    """As with the quickstart; here, whatever started it is gone already."""
+    environment = {**os.environ, "LLAVA_SP_LAUNCHER": "1"}
+    done = subprocess.run([sys.executable, "-m", command, "--help"], env=environment, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL

@@ -44,7 +44,7 @@ class ScienceQa(Benchmark):
         """See `Benchmark.score`; the headline is the accuracy of the questions with an image."""
         problems = self._problems(root)
         found, notes = self.align(answers, problems, strict=strict)
-        if not strict and not any(answer.prompt for answer in answers):
+        if not strict and answers and not any(answer.prompt for answer in answers):
             raise UserError(
                 "These answers have no 'prompt', by which the published scorer knows which question has an image. "
                 "Score them with --strict, which looks that up."

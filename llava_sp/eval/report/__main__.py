@@ -22,7 +22,7 @@ def main() -> None:
     setup_logging()
     parser = argparse.ArgumentParser(
         prog="python -m llava_sp.eval.report",
-        description="Writes a report, REPORT.md and REPORT.html, on an output folder of python -m llava_sp.eval.",
+        description="Writes a report, report.md and report.html, on an output folder of python -m llava_sp.eval.",
     )
     add = parser.add_argument
     add("--results", type=Path, help="the output folder; default: the first of --compare")
