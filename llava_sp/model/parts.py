@@ -241,7 +241,7 @@ def set_endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_
 def explained(what: str, name: str) -> Iterator[None]:
     """Turns the libraries' many ways of not finding or not understanding a file into one sentence that names it."""
     cannot = f"Cannot load {what} from {str(name)[:200]!r}"
-    if not is_hub_name(str(name)) and not os.path.exists(name):
+    if name and not is_hub_name(str(name)) and not os.path.exists(name):
         raise UserError(f"{cannot}: there is no such folder, and it is no name on the Hugging Face Hub.")
     try:
         yield
