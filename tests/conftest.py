@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import signal
 from pathlib import Path
 
 import peft
@@ -12,7 +13,12 @@ from tests.tiny import make_parts
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has the counts of tests/reliability told at the end, by a process that reads this file and not theirs."""
+    """Has the counts of tests/reliability told at the end, by a process that reads this file and not theirs.
+
+    In the background of a script, SIGINT is ignored, by all that is started there too; Ctrl-C is tested all the same.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.pluginmanager.is_registered(counting):
         config.pluginmanager.register(counting)
 

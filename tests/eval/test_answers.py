@@ -143,7 +143,7 @@ def test_a_line_that_is_no_answer_is_named(line, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"Cannot write the answers file .*answers\.jsonl"):
+    with pytest.raises(UserError, match=r"Cannot write .*answers\.jsonl"):
         AnswersFile(tmp_path / "file" / "answers.jsonl", SETTINGS).append(answer(1))
 
 

@@ -126,7 +126,7 @@ def ways_in(checkpoint: str) -> dict[str, Callable[[Path], object]]:
     def served(file: Path) -> object:
         url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
         part = {"type": "image_url", "image_url": {"url": url}}
-        return template_messages([Message(role="user", content=[part])])
+        return template_messages([Message(role="user", content=[part])], most_images=1)
 
     return {
         "data set": lambda file: load_image(file.parent, file.name),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,9 +147,9 @@ def test_the_images_of_a_request_share_one_limit() -> None:
     """Each might be decoded alone; together they would take 1.5 GB."""
     url = data_url(png(6_000, 6_000))
     message = Message(role="user", content=[{"type": "image_url", "image_url": {"url": url}}])  # type: ignore[list-item]
-    assert len(template_messages([message])) == 1
+    assert len(template_messages([message], 8)) == 1
     with pytest.raises(UserError, match=r"number 2 of it, has 6000 x 6000 pixels; at most 28,000,000 are decoded"):
-        template_messages([message] * 8)
+        template_messages([message] * 8, 8)
 
 
 # JSON, and the bodies of requests.
@@ -222,7 +223,9 @@ def post(chunks: Iterable[bytes]) -> tuple[int, str]:
         **{"headers": [(b"content-type", b"application/json")], "http_version": "1.1", "client": ("127.0.0.1", 2)},
         **{"root_path": "", "server": ("127.0.0.1", 1), "asgi": {"version": "3.0"}},
     }
-    app: Any = server.make_app(None, None, "model", stop="</s>")  # type: ignore[arg-type]  # it is never reached
+    config = SimpleNamespace(image_seq_length=150, text_config=SimpleNamespace(max_position_embeddings=2048))
+    unreached: Any = SimpleNamespace(config=config)
+    app: Any = server.make_app(unreached, unreached, "model", stop="</s>")
     asyncio.run(app(scope, receive, send))
     return sent[0]["status"], json.loads(b"".join(part.get("body", b"") for part in sent))["error"]["message"]
 
