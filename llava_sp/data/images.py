@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -106,7 +106,10 @@ def _find(root: str | Path, relative: str) -> tuple[Path, str]:
 def _opened(source: Path | BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Opens an image that is not too large; what its decoder raises meanwhile becomes a `SampleError`."""
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        # Given a path, Pillow maps some files into memory: damage then comes out otherwise than from the same bytes,
+        # and a file that is cut meanwhile ends the process.
+        opened = source.open("rb") if isinstance(source, Path) else nullcontext(source)
+        with opened as file, Image.open(file, formats=FORMATS) as image:
             excess = _excess(*image.size, max_pixels)
             if not excess:
                 yield image

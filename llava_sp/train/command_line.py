@@ -104,6 +104,8 @@ class _Parser(HfArgumentParser):
             UserError: An argument is unknown (the nearest name is suggested) or its value has the wrong type.
         """
         argv, renamed = read_renamed(argv)
+        if empty := next((word for word in argv if word.endswith("=--")), None):  # argparse makes a list of it
+            raise UserError(f"{empty.removesuffix('=--')} has no value, but '--' ({source}).")
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].split("=")[0]

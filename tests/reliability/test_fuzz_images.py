@@ -1,12 +1,15 @@
 """Whatever an image file holds: an RGB image of the size that its header tells, or one sentence; and little memory."""
 
+import base64
 import io
 import itertools
 import resource
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -122,6 +125,22 @@ def check(content: bytes, folder: Path) -> None:
     assert max(image.size) <= MAX_SIDE
     assert image_size(folder, "a.png", PIXELS) == (image.height, image.width)
     assert decode_image(io.BytesIO(content), "it", PIXELS).tobytes() == image.tobytes()
+
+
+MAPPED = (
+    "eJx9zEEKwjAQheFJW6UuFBRUGAT33qRk52lc5jwuZU7iHXKO9g9OQlcmfOSRl8w0PWQUkb1IGCSQdgieN+hCLwPnGz253Bdbzx0O"
+    "oZM75wdH//vFyd/0OHsusy7+prh6NtxW85+r+WWNvl9/l4hmmX8UEQmGPNcuWqWISDDk1qVUKSISDLl1FitFRIIhty5rpYhIMOTW"
+    "LQvgeXg=",
+    "eJx9zEEKwjAQheFJW6UuFBRUGAT33qRk52lc5jwuZU7iHXKO9g9OQldO+cijL5lpesgoInuRMEgg7RA8b9CFXgbON3py+V9sPXc4"
+    "hE7unB8c/e0XJ7/T4+y57Lr4nTJXz4bbav9ztb/M6N/r74holvlHEZFgyHPtolWKiARDbl1KlSIiwZBbZ7FSRCQYcuuyVoqIBENu"
+    "3QIK2Hl3",
+)
+"""Uncompressed TIFF files whose tiles do not fit; mapped into memory, they came out otherwise than from bytes."""
+
+
+@pytest.mark.parametrize("packed", MAPPED)
+def test_damage_is_the_same_by_path_and_by_bytes(packed: str, tmp_path: Path) -> None:
+    check(zlib.decompress(base64.b64decode(packed)), tmp_path)
 
 
 @fuzz(1700, content=damaged())

@@ -400,3 +400,10 @@ def test_held_out_data_is_evaluated_without_being_told_when() -> None:
     run = parse("--output_dir out --eval_data_path held_out.json".split())
     assert run.training.eval_strategy.value == "steps"
     assert run.training.eval_steps == 0.1
+
+
+@pytest.mark.parametrize("flags", [["--per_device_train_batch_size=--"], ["{folder}/run.yaml"]])
+def test_two_dashes_are_no_value(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("per_device_train_batch_size: --\n")
+    with pytest.raises(UserError, match="--per_device_train_batch_size has no value, but '--'"):
+        collect([flag.format(folder=tmp_path) for flag in flags])
