@@ -106,27 +106,21 @@ def test_signals_at_random_moments_to_one_rank(runs: Runs, whole: Callable[[int]
         shutil.rmtree(runs / output)
 
 
-def test_a_signal_amid_an_evaluation_saves_at_once(runs: Runs) -> None:
-    held_out = ["--eval_data_path", str(runs / "data.json"), "--eval_strategy", "steps", "--eval_steps", "2"]
-    flags = [*FLAGS[1], *held_out, "--per_device_eval_batch_size", "2"]
-    stopped = runs.run("preempt-eval", *flags, fault="signal_in_evaluation:SIGTERM")
-    assert stopped.codes == [SAVED_EXIT_CODE], stopped.text
-    assert assert_stopped(runs / "preempt-eval", "SIGTERM") == 2
-    whole, again = runs.run("preempt-eval-whole", *flags), runs.run("preempt-eval", *flags)
-    assert whole.codes == again.codes == [0], again.text
-    assert bits(runs / "preempt-eval") == bits(runs / "preempt-eval-whole")
-
-
-def test_a_signal_right_before_an_evaluation_changes_nothing_of_what_follows(runs: Runs) -> None:
+@pytest.mark.parametrize(
+    ("fault", "every", "step"), [("signal_in_evaluation:SIGTERM", 2, 2), ("signal_at_step:SIGTERM@3", 3, 3)]
+)
+def test_a_signal_amid_an_evaluation_or_right_before_it_saves_at_once(
+    runs: Runs, fault: str, every: int, step: int
+) -> None:
     """The evaluation is not made, and the dropout of the steps after it is what it would have been."""
-    held_out = ["--eval_data_path", str(runs / "data.json"), "--eval_strategy", "steps", "--eval_steps", "3"]
-    flags = [*FLAGS[1], *held_out, "--per_device_eval_batch_size", "2"]
-    stopped = runs.run("preempt-before-eval", *flags, fault="signal_at_step:SIGTERM@3")
+    held_out = ["--eval_data_path", str(runs / "data.json"), "--eval_strategy", "steps", "--eval_steps", str(every)]
+    flags, output = [*FLAGS[1], *held_out, "--per_device_eval_batch_size", "2"], f"preempt-eval-{every}"
+    stopped = runs.run(output, *flags, fault=fault)
     assert stopped.codes == [SAVED_EXIT_CODE], stopped.text
-    assert assert_stopped(runs / "preempt-before-eval", "SIGTERM") == 3
-    whole, again = runs.run("before-eval-whole", *flags), runs.run("preempt-before-eval", *flags)
+    assert assert_stopped(runs / output, "SIGTERM") == step
+    whole, again = runs.run(f"{output}-whole", *flags), runs.run(output, *flags)
     assert whole.codes == again.codes == [0], again.text
-    assert bits(runs / "preempt-before-eval") == bits(runs / "before-eval-whole")
+    assert bits(runs / output) == bits(runs / f"{output}-whole")
 
 
 def test_the_log_has_the_mean_of_all_steps(runs: Runs) -> None:
