@@ -184,6 +184,21 @@ def pause_at_step(step: str) -> None:
     train, Trainer.training_step = Trainer.training_step, slow
 
 
+def slow_steps(seconds: str) -> None:
+    """Makes each micro-batch take so much longer, and says when the first one begins."""
+    begun = False
+
+    def slow(self: Any, *arguments: Any, **kwargs: Any) -> Any:
+        nonlocal begun
+        if not begun:
+            begun = True
+            os.write(2, b"the first step begins\n")
+        time.sleep(float(seconds))
+        return train(self, *arguments, **kwargs)
+
+    train, Trainer.training_step = Trainer.training_step, slow
+
+
 def not_finite(where: str) -> None:
     """Makes a loss, gradient, input, weight or the result of an update NaN in one step: `loss@3`, on the last rank."""
     what, step = where.split("@")

@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,13 @@ class Run:
         """Waits for the end of all ranks."""
         self.codes = [self._runs.ask(process=process, seconds=seconds) for process in self.processes]
         return self
+
+    def tells(self, text: str, times: int = 1, seconds: float = 120) -> bool:
+        """Waits until the ranks together have written a text so many times; returns whether they have in time."""
+        end = time.monotonic() + seconds
+        while self.text.count(text) < times and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.text.count(text) >= times
 
     @property
     def text(self) -> str:

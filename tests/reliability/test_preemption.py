@@ -85,10 +85,10 @@ def test_signals_at_random_moments_to_one_rank(runs: Runs, whole: Callable[[int]
     output, left = "", SOAK or 2
     while left:
         output = f"preempt-random-{ranks}-{left}"
-        run = runs.start(output, *FLAGS[ranks], ranks=ranks, fault="pause_at_step:2")
-        while "samples per step" not in run.text:  # then it is about to start, and the signals are handled soon
-            time.sleep(0.01)
-        time.sleep(chosen.uniform(1, 3))
+        run = runs.start(output, *FLAGS[ranks], ranks=ranks, fault=f"slow_steps:{0.15 * ranks}")
+        # A rank that ends before that has nothing to save, and without a launcher the others would wait for it.
+        assert run.tells("the first step begins", times=ranks), run.text
+        time.sleep(chosen.uniform(0, 3))
         os.kill(chosen.choice(run.processes), signal.SIGTERM)
         run.wait()
         if set(run.codes) == {SAVED_EXIT_CODE}:
@@ -101,8 +101,8 @@ def test_signals_at_random_moments_to_one_rank(runs: Runs, whole: Callable[[int]
             COUNTS["faults survived"] += 1
             COUNTS["runs ended with the bits of an undisturbed one"] += equal
             assert equal
-        else:  # before the first step, or after the last one
-            assert set(run.codes) <= {0, -signal.SIGTERM, 1, 143}, run.text
+        else:  # after the last step
+            assert set(run.codes) <= {0, -signal.SIGTERM}, run.text
         shutil.rmtree(runs / output)
 
 
