@@ -2,21 +2,22 @@
 
 import heapq
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, cycle, islice
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
 class ModalityLengthSampler(Sampler[int]):
-    """Every sample once an epoch, in an order that depends on nothing but the arguments and the epoch.
+    """Every sample in each epoch, in an order that depends on nothing but the arguments and the epoch.
 
     Grouped, the samples of one optimizer step (a megabatch, `world_size * batch_size` of them) are all with an image
     or all without, and its micro-batches hold about the same number of words, so that ranks wait little for each other.
     The steps come in random order. What is left of each modality comes last, in micro-batches of one modality, but for
-    the very last ones.
+    the very last ones. The last step is filled up by the samples that came first, or dropped.
 
-    The order is the global one: ranks take micro-batches in turn, as accelerate shards a batch sampler.
+    The order is the global one: ranks take micro-batches in turn, as accelerate shards a batch sampler. All its steps
+    are whole, so that each has the same samples on any number of ranks.
 
     Args:
         lengths: Length of each sample; negative for one without an image, never 0.
@@ -24,14 +25,24 @@ class ModalityLengthSampler(Sampler[int]):
         world_size: Micro-batches in an optimizer step: ranks times accumulation steps.
         seed: Seed of the order; the global random state is neither used nor changed.
         group: Whether to group; if not, the order is a plain shuffle.
+        drop_last: Whether a last step that is not whole is dropped.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, world_size: int, seed: int, group: bool) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        world_size: int,
+        seed: int,
+        group: bool,
+        drop_last: bool = False,
+    ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.world_size = world_size
         self.seed = seed
         self.group = group
+        self.drop_last = drop_last
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -39,13 +50,14 @@ class ModalityLengthSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        megabatch = self.world_size * self.batch_size
+        steps, rest = divmod(len(self.lengths), megabatch)
+        return (steps + (rest > 0 and not self.drop_last)) * megabatch
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng((self.seed, self.epoch))
-        if self.group:
-            return iter(self._grouped(random))
-        return iter(random.permutation(len(self)).tolist())
+        order = self._grouped(random) if self.group else random.permutation(len(self.lengths)).tolist()
+        return islice(cycle(order), len(self))
 
     def _grouped(self, random: np.random.Generator) -> list[int]:
         megabatch = self.world_size * self.batch_size

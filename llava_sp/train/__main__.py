@@ -8,7 +8,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from llava_sp.train.run import train
-from llava_sp.train.runtime import training_command, world_size
+from llava_sp.train.runtime import training_command
+from llava_sp.utils.ranks import world_size
 
 
 @training_command

@@ -165,6 +165,9 @@ class TrainArguments(TrainingArguments):
         "Save a checkpoint and exit after this optimizer step; the schedule stays that of the whole run, and the same "
         "command without it continues. For time-limited jobs, and for testing resumption.",
     )
+    per_device_eval_batch_size: int = argument(
+        8, "Samples at a time in an evaluation, per GPU or process; default: as in the training."
+    )
     logging_steps: float = argument(10, "Optimizer steps between two lines of the log (a share of all steps if < 1).")
     # A NaN must stop the run (see trainer.py), not be logged as zero.
     logging_nan_inf_filter: bool = argument(False, "Replaced by a check that stops the run at a NaN or infinite loss.")

@@ -16,7 +16,7 @@ from llava_sp.eval.questions import Question, check_images
 from llava_sp.model.trainable import plain_model
 from llava_sp.train.arguments import TrainArguments
 from llava_sp.train.callbacks import stop
-from llava_sp.train.trainer import LlavaSPTrainer
+from llava_sp.train.trainer import LlavaSPTrainer, smaller_batches_advised
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
 from llava_sp.utils.ranks import in_group, rank, world_size
@@ -43,6 +43,8 @@ def choose_benchmarks(names: str) -> list[Benchmark]:
 class BenchmarkCallback(TrainerCallback):
     """Asks a model under training the questions of benchmarks, every so many steps and after the last.
 
+    A signal ends that at once, on all ranks. After the last step, the same command then asks anew.
+
     Args:
         trainer: The trainer that the callback is added to.
 
@@ -62,24 +64,36 @@ class BenchmarkCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluates where it is time to; a checkpoint of this step is saved after that and holds the scores."""
-        every = evaluation_steps(args, state)
-        due = state.global_step % every == 0 or state.global_step >= state.max_steps
-        if due and not self.trainer.stopped_by:
+        step = state.global_step
+        if step % evaluation_steps(args, state) == 0 and step < state.max_steps and not self.trainer.stopped_by:
             wanted = control.should_log
-            self.trainer.beat("answering benchmarks", slow=True)
-            with self.trainer.meter.paused():
-                scores = self._evaluate()
-            if self.trainer.asked_to_stop():
-                stop(control)  # and the scores are those of a part
-                return
-            self.trainer.log(scores)
+            self._evaluate()
             control.should_log = wanted  # logging has cleared it, and the loss of this step is still to come
+            if self.trainer.stopped_by:
+                stop(control)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Returns the scores as they are logged; a collective call, the same on all ranks."""
+    def on_train_end(self, args: TrainArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluates after the last step, also where the run has been interrupted since."""
+        if state.global_step >= state.max_steps and not self.trainer.stopped_by:
+            self._evaluate()
+            if self.trainer.stopped_by:
+                self.trainer.save_checkpoint()
+
+    def _evaluate(self) -> None:
+        """Logs the scores, the same on all ranks, unless a signal comes meanwhile; a collective call."""
+        self.trainer.beat("answering benchmarks", slow=True)
+        with self.trainer.meter.paused(), smaller_batches_advised(self.trainer.args):
+            scores = self._scores()
+        if not self.trainer.stopped_by:
+            self.trainer.log(scores)
+
+    def _scores(self) -> dict[str, float]:
+        """Returns the scores as they are logged; of a part of them if a signal comes."""
         logs: dict[str, float] = {}
         for benchmark, questions in self.questions:
             answers = self._answer(benchmark, questions)
+            if self.trainer.stopped_by:
+                break
             strict = len(answers) < len(questions)
             try:
                 scores = benchmark.score(answers, self.root / benchmark.folder, strict=strict)
@@ -93,8 +107,13 @@ class BenchmarkCallback(TrainerCallback):
         return logs
 
     def _answer(self, benchmark: Benchmark, questions: list[Question]) -> Answers:
-        """Has each rank answer its share, which take equally long; returns all answers in the questions' order."""
+        """Has each rank answer its share, which take equally long; returns all answers in the questions' order.
+
+        After each answer all ranks agree on whether to go on: one that is to stop may have little time left.
+        """
         trainer = self.trainer
+        shares = [share_of(questions, number, world_size()) for number in range(world_size())]
+        own, most = shares[rank()], max(map(len, shares))
         model = plain_model(trainer.model)
         given: dict[tuple[str | int, str], str] = {}
         training = model.training
@@ -104,17 +123,20 @@ class BenchmarkCallback(TrainerCallback):
                 for question, answer in generate_answers(
                     model,
                     trainer.processor,
-                    share_of(questions, rank(), world_size()),
+                    own,
                     image_folder=self.root / benchmark.folder / benchmark.images,
                     template=get_template(trainer.processor.conversation_template),
                     settings=benchmark.settings,
                     batch_size=trainer.args.per_device_eval_batch_size,
                 ):
                     trainer.watchdog.go_on()
-                    if trainer.signals.received:
-                        break
+                    if trainer.asked_to_stop():
+                        return []
                     if not isinstance(answer, Failure):
                         given[question.key] = answer
+                for _ in range(most - len(own)):  # which some other rank has more to answer
+                    if trainer.asked_to_stop():
+                        return []
         finally:
             model.train(training)
         for share in _gather(given):

@@ -62,8 +62,7 @@ class RunCallback(TrainerCallback, ExportableState):
             control.should_save = control.should_training_stop = self.stopped_early = True
         if self.trainer.asked_to_stop():
             stop(control)
-        # The log goes to the checkpoint; without this, it would lose the steps since its last line.
-        control.should_log |= control.should_save
+        log_before_checkpoints(control)
         return control
 
     def watch_loss(self) -> None:
@@ -79,7 +78,7 @@ class RunCallback(TrainerCallback, ExportableState):
         """Logs where a checkpoint is saved at the end of an epoch; nothing more is due if it was cut short."""
         if self.stopped_early or self.trainer.stopped_by:
             control.should_save = control.should_evaluate = False
-        control.should_log |= control.should_save
+        log_before_checkpoints(control)
         return control
 
     def on_prediction_step(
@@ -90,6 +89,11 @@ class RunCallback(TrainerCallback, ExportableState):
         if self.trainer.asked_to_stop():
             self.trainer.save_checkpoint()
             raise preempted(self.trainer)
+
+
+def log_before_checkpoints(control: TrainerControl) -> None:
+    """Has the steps since the log's last line told; the log goes to the checkpoint, and an evaluation may make one."""
+    control.should_log |= control.should_save or control.should_evaluate
 
 
 def stop(control: TrainerControl) -> None:

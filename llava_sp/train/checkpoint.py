@@ -1,11 +1,13 @@
 """Which run an output folder belongs to, and what it takes to continue from one of its checkpoints."""
 
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
 from contextlib import suppress
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ from llava_sp.model.parts import absolute
 from llava_sp.train.arguments import SPATIAL_FIELDS
 from llava_sp.train.command_line import zero_stage
 from llava_sp.train.elastic import REPARTITIONED
-from llava_sp.train.events import record
+from llava_sp.train.events import read, record
 from llava_sp.train.pickles import check_pickles
 from llava_sp.train.watchdog import FOLDER_NAME as PROGRESS
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json, sha256_file, write_json
+from llava_sp.utils.logging import get_logger
 from llava_sp.utils.manifest import MANIFEST_NAME, seal, sync, verify
+
+logger = get_logger(__name__)
 
 RUN_NAME = "run.json"
 """What the run of an output folder is: the arguments that decide its result. Written before the first step."""
@@ -45,9 +50,11 @@ IDENTITY = (
     *("lora_r", "lora_alpha", "lora_dropout", "image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints"),
     *("model_max_length", "group_by_modality_length"),
     *("global_batch_size", "per_device_train_batch_size", "num_train_epochs", "max_steps", "seed", "data_seed"),
+    *("dataloader_drop_last", "average_tokens_across_devices"),
     *("learning_rate", "mm_projector_lr", "weight_decay", "warmup_steps", "max_grad_norm"),
     *("lr_scheduler_type", "lr_scheduler_kwargs"),
-    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "loss_average", "label_smoothing_factor"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("bf16", "fp16", "loss_average", "label_smoothing_factor"),
 )
 """Arguments that decide the result of a run. Two runs that agree on them (and on data and start) are the same run."""
 
@@ -83,7 +90,8 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
         UserError: The folder holds another run's files, or a model from elsewhere.
     """
     record = folder / RUN_NAME
-    others = sorted({path.name for pattern in RESULTS for path in folder.glob(pattern)} - {RUN_NAME})
+    sealed = {str(path.relative_to(folder)) for path in folder.glob(f"{STAGING}/checkpoint-*/{MANIFEST_NAME}")}
+    others = sorted({path.name for pattern in RESULTS for path in folder.glob(pattern)} - {RUN_NAME} | sealed)
     if record.is_file() and others:
         before = read_json(record)
         differing = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
@@ -109,7 +117,12 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Returns a run's checkpoints, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step after which a run's checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def find_resume(wanted: str | None, folder: Path, *, deepspeed: bool) -> Path | None:
@@ -118,22 +131,28 @@ def find_resume(wanted: str | None, folder: Path, *, deepspeed: bool) -> Path | 
     Checkpoints that are damaged are set aside, each with a warning, and the newest good one is taken.
 
     Args:
-        wanted: `--resume_from_checkpoint`: a path, or `auto` (like nothing at all) for the newest one of the run.
+        wanted: `--resume_from_checkpoint`: a path, or `auto` (like nothing at all) for the newest one of the run. The
+            path is where the command begins: once it has completed checkpoints of its own, it continues from those.
         folder: The run's output folder.
         deepspeed: Whether DeepSpeed drives this run.
 
     Raises:
         UserError: The checkpoint is not there, is damaged, or lacks what an exact continuation needs.
     """
+    found = checkpoints(folder)
     if wanted not in (None, "auto", "True", "true"):
-        chosen = Path(wanted)
-        if not os.path.isdir(chosen):
-            raise UserError(f"--resume_from_checkpoint {wanted}: there is no such folder.")
-        verify(chosen)
-        check_resumable(chosen, deepspeed=deepspeed)
-        return chosen
+        begun = _when_begun(Path(wanted), folder)
+        found = [one for one in found if _completed(one) > begun]
+        if not found:
+            return _begin_from(Path(wanted), deepspeed=deepspeed)
+        logger.info(
+            "--resume_from_checkpoint %s: this command has begun there already, and come to %s; remove what it has "
+            "saved since to begin there again.",
+            wanted,
+            found[-1].name,
+        )
     damaged: list[tuple[Path, UserError]] = []
-    for candidate in reversed(checkpoints(folder)):
+    for candidate in reversed(found):
         try:
             verify(candidate)
         except UserError as error:
@@ -148,6 +167,25 @@ def find_resume(wanted: str | None, folder: Path, *, deepspeed: bool) -> Path | 
             "--output_dir to start anew."
         )
     return None
+
+
+def _when_begun(chosen: Path, folder: Path) -> float:
+    """Returns when the run of an output folder was last made to begin from a checkpoint; infinity if it never was."""
+    times = [
+        datetime.fromisoformat(event["time"]).timestamp()
+        for event in read(folder)
+        if event["event"] == "resumed" and event.get("begun_from") == str(chosen.resolve())
+    ]
+    return times[-1] if times else math.inf
+
+
+def _begin_from(chosen: Path, *, deepspeed: bool) -> Path:
+    """Returns a checkpoint that was asked for, checked."""
+    if not os.path.isdir(chosen):
+        raise UserError(f"--resume_from_checkpoint {chosen}: there is no such folder.")
+    verify(chosen)
+    check_resumable(chosen, deepspeed=deepspeed)
+    return chosen
 
 
 def check_resumable(checkpoint: Path, *, deepspeed: bool) -> None:

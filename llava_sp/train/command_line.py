@@ -3,16 +3,13 @@
 import argparse
 import difflib
 import importlib.util
-import json
 import math
 import os
 import warnings
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from transformers import HfArgumentParser
 from transformers.utils import cached_file
 
@@ -22,6 +19,7 @@ from llava_sp.model.quantization import quantization_config
 from llava_sp.train.arguments import LORA_FIELDS, DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan, plan_batch
 from llava_sp.train.legacy import apply_legacy_flags, follow_adapter, read_renamed
+from llava_sp.train.yaml_files import as_flags, read_yaml
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import is_hub_name, read_json_object
 from llava_sp.utils.logging import get_logger
@@ -30,9 +28,15 @@ logger = get_logger(__name__)
 
 USAGE = "python -m llava_sp.train [CONFIG.yaml ...] [--name value ...]"
 
+DESCRIPTION = (
+    "YAML files come first, later ones win, and flags win over files. Arguments of transformers' Trainer stand between "
+    "those of this project."
+)
+
 REPORTERS = ("none", "wandb", "tensorboard")
 
 _BEST = "every checkpoint can be used by its path, and --save_total_limit keeps the newest"
+_ORDER = "samples are shuffled, or ordered by --group_by_modality_length"
 UNSUPPORTED: list[tuple[str, tuple[str, ...] | None, str]] = [
     ("load_best_model_at_end", None, _BEST),
     ("metric_for_best_model", None, _BEST),
@@ -45,8 +49,12 @@ UNSUPPORTED: list[tuple[str, tuple[str, ...] | None, str]] = [
     ("save_only_model", None, "a run could not continue from such a checkpoint"),
     ("save_on_each_node", None, "the nodes must share the output folder"),
     ("push_to_hub", None, "publish the result by 'python -m llava_sp.convert to-hub'"),
+    ("ignore_data_skip", None, "a run would not continue with the samples that it has not seen"),
+    ("auto_find_batch_size", None, "the batch is planned before the run; see --global_batch_size"),
+    ("train_sampling_strategy", ("sequential", "group_by_length", "batch_rebalance"), _ORDER),
+    ("length_column_name", None, _ORDER),
 ]
-"""Flags of Trainer that do not go with how checkpoints are written here: name, values (all if None), and why."""
+"""Flags of Trainer that do not go with how runs continue here: name, values (all if None), and why."""
 
 RANGES = {
     "max_bad_share": (0, math.inf),
@@ -70,29 +78,21 @@ class RunArguments:
     batch_plan: BatchPlan
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without references to lists and mappings, for a few lines of those stand for billions of items."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Reads a value."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
-                what = f"*{event.anchor} refers to a list or a mapping, which is not supported"
-                raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-
 class _Parser(HfArgumentParser):
     """The parser of `TrainingArguments`, except that errors are ours and lists may be empty."""
 
     def __init__(self) -> None:
         kinds = (ModelArguments, DataArguments, TrainArguments)
-        super().__init__(kinds, prog="python -m llava_sp.train", usage=USAGE, allow_abbrev=False)
+        about = {"prog": "python -m llava_sp.train", "usage": USAGE, "description": DESCRIPTION}
+        super().__init__(kinds, **about, allow_abbrev=False)
         for action in self._actions:
+            if action.default not in (None, "", [], argparse.SUPPRESS) and "default" not in (action.help or "").lower():
+                action.help = f"{action.help or ''} (default: {str(action.default).replace('%', '%%')})".lstrip()
             action.default = argparse.SUPPRESS  # so that we see what was given; the dataclasses know the defaults
             if action.nargs == "+":
                 action.nargs = "*"
+            if isinstance(action, argparse._StoreFalseAction):  # added to a flag that is on by default, with its help
+                action.help = f"The same as --{action.dest} False."
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[0].upper()}{message[1:]}.")
@@ -108,6 +108,8 @@ class _Parser(HfArgumentParser):
             raise UserError(f"{empty.removesuffix('=--')} has no value, but '--' ({source}).")
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
+            if unknown[0].endswith((".yaml", ".yml")):
+                raise UserError(f"{unknown[0]} comes after a flag; YAML files come first.")
             name = unknown[0].split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -135,6 +137,7 @@ def complete(given: dict[str, Any], *, ranks: int) -> BatchPlan:
     _choose_precision(given)
     _check_ranges(given)
     given.setdefault("per_device_train_batch_size", TrainArguments.per_device_train_batch_size)
+    given.setdefault("per_device_eval_batch_size", given["per_device_train_batch_size"])
     plan = plan_batch(
         per_device=given["per_device_train_batch_size"],
         ranks=ranks,
@@ -195,54 +198,11 @@ def collect(argv: list[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in argv[:files]:
         values = read_yaml(path)
-        _overlay(merged, parser.read(_as_flags(values), path))
+        _overlay(merged, parser.read(as_flags(values), path))
         for name in (name for name, value in values.items() if value is None):
             merged.pop(name, None)
     _overlay(merged, parser.read(argv[files:], "command line"))
     return merged
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """Reads a YAML file of `name: value` lines.
-
-    Raises:
-        UserError: The file is missing, is no YAML, or is no mapping.
-    """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8.") from None
-    except RecursionError:
-        raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from None
-    except Exception as error:  # YAMLError, and whatever comes of a date or a tagged value that is none
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold lines of the form 'name: value'.")
-    return values
-
-
-def _as_flags(values: dict[str, Any]) -> list[str]:
-    """Writes a YAML mapping as flags, so that one parser converts and checks both."""
-    argv: list[str] = []
-    for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, list):
-            argv += [f"--{name}", *map(str, value)]
-        else:  # in one word, so that no value is taken for a flag
-            argv.append(f"--{name}={_to_json(name, value) if isinstance(value, dict) else value}")
-    return argv
-
-
-def _to_json(name: str, value: dict[Any, Any]) -> str:
-    try:
-        return json.dumps(value)
-    except TypeError as error:  # as of a date
-        raise UserError(f"{name}: {error}.") from None
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -385,5 +345,10 @@ def _check_reporters(given: dict[str, Any]) -> None:
         if reporter not in REPORTERS:
             raise UserError(f"--report_to {reporter}: choose among {', '.join(REPORTERS)}, separated by commas.")
         if reporter != "none" and importlib.util.find_spec(reporter) is None:
-            raise UserError(f"--report_to {reporter}: it is not installed; pip install 'llava-sp[{reporter}]'.")
+            raise UserError(f"--report_to {reporter}: it is not installed; pip install -e '.[{reporter}]'.")
+    if "wandb" in reporters and os.environ.get("WANDB_LOG_MODEL", "false").lower() != "false":
+        raise UserError(
+            "WANDB_LOG_MODEL is set: weights are not uploaded from here, for checkpoints are completed while the "
+            "training goes on. Unset it, and publish the result by 'python -m llava_sp.convert to-hub'."
+        )
     given["report_to"] = reporters

@@ -22,21 +22,27 @@ from llava_sp.utils.ranks import count_processes, end_with_launcher, run_torchru
 
 
 def read_launcher_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Splits the launcher's flags from those of the training."""
+    """Splits the launcher's flags, spelled with underscores or dashes, from those of the training."""
     parser = argparse.ArgumentParser(
         prog="python -m llava_sp.train.launch",
+        usage="%(prog)s [flags] CONFIG.yaml [...] [--name value ...]",
         description="Starts llava_sp.train on the GPUs of this machine, or of several.",
         epilog="All other arguments are passed on: python -m llava_sp.train --help",
         allow_abbrev=False,
     )
-    parser.add_argument("--nproc_per_node", type=int, help="processes on this node; default: one per GPU")
-    parser.add_argument("--nnodes", type=int, help="number of nodes; default: 1")
-    parser.add_argument("--node_rank", type=int, help="rank of this node, where no rendezvous finds it out")
-    parser.add_argument("--rdzv_endpoint", help="host:port where the nodes meet (torchrun's rendezvous)")
-    parser.add_argument("--rdzv_id", help="name of the job, the same on all nodes")
-    parser.add_argument("--master_addr", help="address of the first node, with --node_rank")
-    parser.add_argument("--master_port", type=int, help="port on the first node")
-    parser.add_argument("--hostfile", help="DeepSpeed hostfile; starts the ranks on all its nodes from here")
+
+    def add(name: str, told: str, kind: type = str) -> None:
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, type=kind, metavar="N" if kind is int else "NAME", help=told)
+
+    add("nproc_per_node", "processes on this node; default: one per GPU", int)
+    add("nnodes", "number of nodes; default: 1", int)
+    add("node_rank", "rank of this node, where no rendezvous finds it out", int)
+    add("rdzv_endpoint", "host:port where the nodes meet (torchrun's rendezvous)")
+    add("rdzv_id", "name of the job, the same on all nodes")
+    add("master_addr", "address of the first node, with --node_rank")
+    add("master_port", "port on the first node", int)
+    add("hostfile", "DeepSpeed hostfile; starts the ranks on all its nodes from here")
     return parser.parse_known_args(argv)
 
 
@@ -87,7 +93,7 @@ def main() -> None:
     flags, rest = read_launcher_flags(sys.argv[1:])
     if flags.hostfile:
         if shutil.which("deepspeed") is None:
-            raise UserError("--hostfile needs DeepSpeed's launcher: pip install 'llava-sp[train]'.")
+            raise UserError("--hostfile needs DeepSpeed's launcher: pip install -e '.[train]'.")
         # DeepSpeed's launcher starts the ranks over ssh.
         os.execvp("deepspeed", ["deepspeed", *deepspeed_arguments(flags), "--module", "llava_sp.train", *rest])  # noqa: S606, S607
     given = collect(rest)

@@ -16,6 +16,7 @@ from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.quantization import count
 from llava_sp.model.spatial.projector import LlavaSPProjector
 from llava_sp.model.trainable import part_modules, plain_model
+from llava_sp.utils.ranks import in_group
 
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,
@@ -138,7 +139,7 @@ class Meter:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         sums = self._sums.to(self._device)
         ranks = 1
-        if dist.is_available() and dist.is_initialized():
+        if in_group():
             ranks = dist.get_world_size()
             dist.all_reduce(sums)
         samples, tokens, positions, supervised, flops = sums.tolist()

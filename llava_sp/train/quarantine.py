@@ -3,7 +3,8 @@
 import json
 import os
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -75,10 +76,11 @@ class Quarantine:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         known = [entry for entry in map(_parse, lines) if entry is not None and entry["step"] < step]
         self._entries = {entry["record"]: entry for entry in known}
-        if known:
-            write_text(self.path, "".join(map(_line, self._entries.values())))
-        else:
-            self.path.unlink()
+        with self._writing():
+            if known:
+                write_text(self.path, "".join(map(_line, self._entries.values())))
+            else:
+                self.path.unlink()
         self._stop_if_too_many()
 
     def _add(self, found: list[Replaced], step: int) -> None:
@@ -91,13 +93,10 @@ class Quarantine:
                 fresh.setdefault(record, dict(zip(FIELDS, values, strict=True)))
         if not fresh:
             return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, fresh.values()))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
+        with self._writing(), self.path.open("a", encoding="utf-8") as file:
+            file.writelines(map(_line, fresh.values()))
+            file.flush()
+            os.fsync(file.fileno())
         before = self.count
         self._entries |= fresh
         for entry in islice(fresh.values(), max(_NAMED - before, 0)):
@@ -107,6 +106,13 @@ class Quarantine:
         if self.count > _NAMED and self.count.bit_length() > before.bit_length():
             logger.warning("%s", str(self))
         self._stop_if_too_many()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
 
     def _stop_if_too_many(self) -> None:
         if self.count / self.samples > self.max_share:

@@ -22,12 +22,13 @@ from llava_sp.train.events import append
 from llava_sp.train.inputs import check_data, check_inputs
 from llava_sp.train.preflight import check_trainables
 from llava_sp.train.provenance import describe
-from llava_sp.train.runtime import is_main, on_first_rank, prepare_process
+from llava_sp.train.runtime import on_first_rank, prepare_process
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import making, write_json
 from llava_sp.utils.lock import locked
+from llava_sp.utils.ranks import is_main
 
 
 def train(argv: list[str], *, ranks: int) -> None:
@@ -73,10 +74,14 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")
     trainer, callback = make_trainer(model, processor, run)
     trainer.other_ranks = written_by != ranks
+    if resume is not None and resume.parent.resolve() == folder.resolve():
+        trainer.saved_step = checkpoint.step_of(resume)
     if resume is not None and is_main():
         told = f"continuing from {resume}" + f", on {ranks} rank(s) in place of {written_by}" * trainer.other_ranks
         out(told)
-        append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks)
+        # Where the command line asks for this very checkpoint, it is where the run begins; see `find_resume`.
+        asked = str(resume.resolve()) if resume == Path(run.training.resume_from_checkpoint or "") else None
+        append(folder, "resumed", told, checkpoint=resume.name, ranks=ranks, begun_from=asked)
     with trainer.signals, trainer.watchdog, trainer.sealing:
         try:
             result = trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -84,7 +89,7 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
                 raise preempted(trainer)
             finish(trainer, folder, result.metrics, stopped_early=callback.stopped_early)
         except Exception:
-            if not is_main():
+            if trainer.completing and not is_main():
                 # Torchrun ends the first rank as soon as another has left, also amid completing a checkpoint.
                 trainer.beat("waiting for a checkpoint's completion, to end by an error", slow=True)
                 checkpoint.wait_for_completion(folder, trainer.args.stall_timeout or trainer.args.ddp_timeout)
@@ -113,7 +118,10 @@ def show_plan(given: dict[str, Any], plan: BatchPlan) -> None:
     run.training.use_cpu = given.get("use_cpu", False)
     with assembly.whole_weights(run):
         model, processor = assembly.plan_model(run)
-    report.print_dry_run(model, processor, assembly.make_dataset(run.data.data_path, run, processor), run)
+    dataset = assembly.make_dataset(run.data.data_path, run, processor)
+    if "check_data" in given:
+        check_data(dataset, run.data.check_data, run.training.max_bad_share)
+    report.print_dry_run(model, processor, dataset, run)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import functools
 import itertools
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -101,8 +100,6 @@ def training_command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         end_with_launcher()
         setup_logging()
-        # What libraries will rename in versions to come is no news for whoever trains.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|accelerate)\b")
         try:
             main()
         except UserError as error:
@@ -179,7 +176,7 @@ def _prepare_deepspeed(use_cpu: bool) -> None:
         import deepspeed
     except ImportError:
         raise UserError(
-            "--deepspeed is given, but DeepSpeed is not installed: pip install 'llava-sp[train]', or leave it out."
+            "--deepspeed is given, but DeepSpeed is not installed: pip install -e '.[train]', or leave it out."
         ) from None
     if use_cpu:
         # Its shared-memory kernel is built on first use, and a run killed meanwhile leaves a lock that all later runs

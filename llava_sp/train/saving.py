@@ -39,7 +39,9 @@ class SavingTrainer(Trainer):
         **kwargs: Passed on to `Trainer`.
 
     Attributes:
+        completing: Whether a checkpoint may be on its way to its place, known alike on all ranks.
         other_ranks: Whether another number of ranks wrote the checkpoint that this run continues from.
+        saved_step: Step of the last checkpoint that this run has saved or continues from, or None.
         sealing: The thread in which checkpoints are completed while the training goes on; a context manager.
         stopped_by: The signal that this run ends by, if one does.
     """
@@ -66,7 +68,9 @@ class SavingTrainer(Trainer):
         self.signals = StopSignals()
         self.stopped_by: signal.Signals | None = None
         self.watchdog = Watchdog(Path(args.output_dir), args.stall_timeout)
+        self.completing = False
         self.other_ranks = False
+        self.saved_step: int | None = None
         self.sealing = ThreadPoolExecutor(1, thread_name_prefix="sealing")
         self._staging: Path | None = None
         self._sealed: Future[None] | None = None
@@ -114,7 +118,8 @@ class SavingTrainer(Trainer):
             try:
                 super()._save_checkpoint(model, trial)
             except Exception as error:
-                shutil.rmtree(staging, ignore_errors=True)
+                if self.args.should_save:  # others may still write to it
+                    shutil.rmtree(staging, ignore_errors=True)
                 cause = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
                 if _is_disk_error(cause):
                     raise checkpointing.unsaved(output, cause) from error
@@ -122,6 +127,7 @@ class SavingTrainer(Trainer):
             finally:
                 self._staging = None
             self.wait_for_all()
+        self.saved_step, self.completing = step, True
         if self.args.should_save:
             self._sealed = self.sealing.submit(self._complete, staging, output)
 
@@ -143,15 +149,16 @@ class SavingTrainer(Trainer):
         sealed, self._sealed = self._sealed, None
         with self.meter.paused():
             on_first_rank(lambda: sealed.result() if sealed else None)
+        self.completing = False
 
     def save_checkpoint(self) -> None:
-        """Saves a checkpoint of the last step done."""
-        self._save_checkpoint(self.model, trial=None)
+        """Saves a checkpoint of the last step done, if there is none yet."""
+        if self.state.global_step != self.saved_step:
+            self._save_checkpoint(self.model, trial=None)
 
     def asked_to_stop(self) -> signal.Signals | None:
-        """Returns the signal that asked some rank to end a run that is not at its end; a collective call."""
-        if self.state.global_step < self.state.max_steps:
-            self.stopped_by = self.signals.agreed()
+        """Returns the signal that asked some rank to end the run; a collective call."""
+        self.stopped_by = self.signals.agreed()
         return self.stopped_by
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -28,8 +28,6 @@ class Preempted(Exception):
 
     def __init__(self, by: signal.Signals, checkpoint: Path, step: int, last: int) -> None:
         super().__init__(f"{by.name}: saved {checkpoint}, after step {step} of {last}; the same command continues")
-        self.by = by
-        self.checkpoint = checkpoint
 
 
 class StopSignals:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from llava_sp.utils.logging import get_logger
 logger = get_logger(__name__)
 
 
+LOSS_SCALE_SEARCH = 30
+"""Steps in succession whose gradient may overflow in fp16: the loss scale begins at 2^16 and is halved at each."""
+
+
 class LlavaSPTrainer(SavingTrainer):
     """Trains a LLaVA-SP model in either stage.
 
@@ -44,6 +49,7 @@ class LlavaSPTrainer(SavingTrainer):
             self.model_accepts_loss_kwargs = False
         self._flops = FlopCounter(model)
         self._group_rates: dict[str, float] = {}
+        self._not_finite = 0  # so many gradient norms in succession
         self._step_loss = torch.zeros((), device=args.device)
         self._losses: list[tuple[torch.Tensor, list[str]]] = []  # of the micro-batches of a step, and their samples
         if self.train_dataset is not None:
@@ -61,6 +67,7 @@ class LlavaSPTrainer(SavingTrainer):
             world_size=self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             group=self.args.group_by_modality_length,
+            drop_last=self.args.dataloader_drop_last,
         )
         return self.sampler
 
@@ -84,6 +91,11 @@ class LlavaSPTrainer(SavingTrainer):
         self._group_rates = {f"learning_rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
 
     # ---- a step ----
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Goes through an epoch; not if the run was cut after its last step, which Trainer sees after a step only."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -109,7 +121,13 @@ class LlavaSPTrainer(SavingTrainer):
     def training_step(self, *arguments: Any, **kwargs: Any) -> torch.Tensor:
         """Makes the forward and the backward pass of one micro-batch, and with DeepSpeed the update."""
         self.beat("forward and backward pass")
-        loss = super().training_step(*arguments, **kwargs)
+        try:
+            loss = super().training_step(*arguments, **kwargs)
+        except Exception as error:
+            if "loss scale already at minimum" in str(error):  # DeepSpeed's, in fp16, on all ranks alike
+                self._stop_as_not_finite(self.state.global_step + 1)
+            raise
+        self.beat("update")
         self._step_loss += loss.detach()
         return loss
 
@@ -153,8 +171,11 @@ class LlavaSPTrainer(SavingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Stops if the norm is not finite: the update is still to come, and DeepSpeed has skipped it."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # In fp16, such norms are how the loss scale is found.
-        if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
+        if norm is None or torch.isfinite(torch.as_tensor(norm)):
+            self._not_finite = 0
+            return norm
+        self._not_finite += 1
+        if self._not_finite > (LOSS_SCALE_SEARCH if self.args.fp16 else 0):
             self._stop_as_not_finite(self.state.global_step + 1)
         return norm
 
@@ -201,7 +222,7 @@ class LlavaSPTrainer(SavingTrainer):
         """Evaluates on the held-out data."""
         self.beat("evaluating", slow=True)
         try:
-            with self.meter.paused():
+            with self.meter.paused(), smaller_batches_advised(self.args):
                 return super().evaluate(*args, **kwargs)
         except (UserError, RuntimeError) as error:
             raise user_error(error) from None
@@ -231,6 +252,25 @@ class LlavaSPTrainer(SavingTrainer):
             # Of the whole run: Trainer knows only what this process did of it, which after the last step is nothing.
             logs["train_loss"] = mean
         super().log(logs, start_time)
+
+
+@contextmanager
+def smaller_batches_advised(args: TrainArguments) -> Iterator[None]:
+    """Says what needs less memory where an evaluation takes more of it than the training.
+
+    Raises:
+        UserError: There is too little on the GPU.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = args.per_device_eval_batch_size
+        if size == 1:  # then the model is too large, and its training says what to do
+            raise
+        raise UserError(
+            f"The GPU is out of memory in an evaluation by {size} samples at a time; give --per_device_eval_batch_size "
+            f"{size // 2}; {last_checkpoint(args.output_dir)}"
+        ) from error
 
 
 def mean_loss(history: list[dict[str, float]]) -> float | None:

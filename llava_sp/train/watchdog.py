@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-import torch.distributed as dist
-
 from llava_sp.train import events, runtime
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json
@@ -34,8 +32,15 @@ FOLDER_NAME = ".progress"
 STACKS_NAME = "stalled-rank-{}.txt"
 """Where a rank writes what its threads are doing when it has stopped."""
 
+SLOW = 3
+"""How many times the limit a slow phase may take, and so may the first step."""
+
 TICKS = 10
 """How often in its limit a rank looks, and tells the others."""
+
+
+WAITING = ("/torch/distributed/", "/torch/nn/parallel/", "/torch/autograd/graph.py", "/deepspeed/")
+"""Code in which a rank waits for others: collectives, and what makes some amid a forward pass, backward pass or update."""
 
 
 @dataclass(frozen=True, order=True)
@@ -74,11 +79,10 @@ class Watchdog:
     Args:
         folder: The output folder, which all ranks share.
         limit: Seconds without progress after which the run is ended; 0 never ends it.
-        slow_factor: How many times the limit a slow phase may take, and so may the first step.
     """
 
-    def __init__(self, folder: Path, limit: float, *, slow_factor: float = 3) -> None:
-        self.folder, self.limit, self.slow_factor = folder, limit, slow_factor
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.folder, self.limit = folder, limit
         self._first: int | None = None
         self._last = (0, 0, "starting", True, time.monotonic())
         """Step, number of things begun in it, the last of them, whether it is slow, and when it began."""
@@ -92,7 +96,7 @@ class Watchdog:
         Args:
             doing: What begins, as a message will say it: "fetching a batch".
             step: The optimizer step, counted from 1.
-            slow: Whether it may take `slow_factor` times the limit, such as saving.
+            slow: Whether it may take `SLOW` times the limit, such as saving.
         """
         if self._first is None:
             self._first = step
@@ -141,7 +145,7 @@ class Watchdog:
 
     def _own(self) -> Progress:
         step, count, doing, slow, began = self._last
-        now, allowed = time.time(), self.limit * (self.slow_factor if slow else 1)
+        now, allowed = time.time(), self.limit * (SLOW if slow else 1)
         where, waits = main_thread()
         return Progress(step, count, doing, now - (time.monotonic() - began), allowed, now, where, waits)
 
@@ -168,7 +172,7 @@ class Watchdog:
 
     def _all(self, own: Progress) -> dict[int, Progress]:
         """Returns how far each rank is; one that has not begun since this one did is behind all others."""
-        missing = Progress(-1, 0, "starting", self._entered, self.limit * self.slow_factor, self._entered)
+        missing = Progress(-1, 0, "starting", self._entered, self.limit * SLOW, self._entered)
         found = {}
         for number in range(world_size()):
             try:
@@ -227,5 +231,5 @@ def main_thread() -> tuple[str, bool]:
     if frame is None:
         return "", False
     file = frame.f_code.co_filename
-    waits = file == runtime.__file__ or file.startswith(str(Path(dist.__file__).parent))
+    waits = file == runtime.__file__ or any(place in file for place in WAITING)
     return f"{Path(file).name}:{frame.f_lineno}", waits

@@ -22,4 +22,4 @@ def setup_logging(level: int = logging.INFO) -> None:
     package.setLevel(level if rank == 0 else logging.WARNING)
     package.propagate = False
     # What these libraries will rename one day is between them.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|peft|accelerate)\b")

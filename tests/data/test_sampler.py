@@ -1,5 +1,7 @@
 """The order of samples: complete, reproducible, of one modality a step, the same however it is sharded."""
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,21 +14,67 @@ from torch.utils.data import BatchSampler
 
 from llava_sp.data.sampler import ModalityLengthSampler
 
+
+def batched(items: Iterable[int], size: int) -> list[list[int]]:
+    iterator = iter(items)
+    return list(iter(lambda: list(islice(iterator, size)), []))
+
+
 lengths_of_any_mix = st.lists(st.integers(-50, 50).filter(bool), max_size=80)
 sizes = st.integers(1, 5)
 
 
-def order(
-    lengths: Any, batch_size: int = 2, world_size: int = 2, *, seed: int = 0, epoch: int = 0, group: bool = True
+def whole_order(
+    lengths: Any,
+    batch_size: int = 2,
+    world_size: int = 2,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    group: bool = True,
+    drop_last: bool = False,
 ) -> Any:
-    sampler = ModalityLengthSampler(np.array(lengths, dtype=int), batch_size, world_size, seed, group)
+    sampler = ModalityLengthSampler(np.array(lengths, dtype=int), batch_size, world_size, seed, group, drop_last)
     sampler.set_epoch(epoch)
-    return list(sampler)
+    indices = list(sampler)
+    assert len(indices) == len(sampler)
+    return indices
+
+
+def order(lengths: Any, *args: Any, **kwargs: Any) -> Any:
+    """Without what fills up the last step."""
+    return whole_order(lengths, *args, **kwargs)[: len(lengths)]
 
 
 @given(lengths=lengths_of_any_mix, batch_size=sizes, world_size=sizes, seed=st.integers(0, 2**32), group=st.booleans())
 def test_every_sample_comes_once(lengths: list[int], batch_size: int, world_size: int, seed: int, group: bool) -> None:
     assert sorted(order(lengths, batch_size, world_size, seed=seed, group=group)) == list(range(len(lengths)))
+
+
+@given(lengths=lengths_of_any_mix, batch_size=sizes, world_size=sizes, group=st.booleans())
+def test_all_steps_are_whole(lengths: list[int], batch_size: int, world_size: int, group: bool) -> None:
+    step, once = batch_size * world_size, order(lengths, batch_size, world_size, group=group)
+    filled = whole_order(lengths, batch_size, world_size, group=group)
+    assert len(filled) == -(-len(lengths) // step) * step
+    assert all(index == once[position % len(once)] for position, index in enumerate(filled))
+    dropped = whole_order(lengths, batch_size, world_size, group=group, drop_last=True)
+    assert dropped == once[: len(lengths) // step * step]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_each_step_has_the_same_samples_on_any_number_of_ranks(ranks: int) -> None:
+    """Also the last one, where accelerate would fill up whichever ranks have none."""
+    sampler = ModalityLengthSampler(np.arange(1, 19), batch_size=2, world_size=4, seed=0, group=True)
+    alone = [sorted(indices) for indices in batched(sampler, 8)]
+    batches = BatchSampler(sampler, 2, drop_last=False)
+    shards = [list(BatchSamplerShard(batches, num_processes=ranks, process_index=rank)) for rank in range(ranks)]
+    of_a_rank = 4 // ranks
+    steps = [
+        sorted(index for shard in shards for batch in shard[start : start + of_a_rank] for index in batch)
+        for start in range(0, len(shards[0]), of_a_rank)
+    ]
+    assert steps == alone
+    assert [len(step) for step in steps] == [8, 8, 8]
 
 
 @given(lengths=lengths_of_any_mix, batch_size=sizes, world_size=sizes)

@@ -138,8 +138,8 @@ def ways_in(checkpoint: str) -> dict[str, Callable[[Path], object]]:
     }
 
 
-def grown(action: Callable[[], object]) -> float:
-    """Returns by how many MiB the resident memory grows meanwhile, at most; an error is as good as an end."""
+def watch_memory() -> Callable[[], float]:
+    """Returns a function that tells by how many MiB the resident memory has grown since, at most."""
 
     def resident(what: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -147,9 +147,15 @@ def grown(action: Callable[[], object]) -> float:
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
+    return lambda: (resident("VmHWM") - before) / 1024
+
+
+def grown(action: Callable[[], object]) -> float:
+    """Returns by how many MiB the resident memory grows meanwhile, at most; an error is as good as an end."""
+    growth = watch_memory()
     with suppress(Exception):
         action()
-    return (resident("VmHWM") - before) / 1024
+    return growth()
 
 
 def measure(checkpoint: str, folder: Path) -> Iterator[tuple[str, float]]:

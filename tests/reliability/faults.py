@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from llava_sp.train import checkpoint, trainer
+from llava_sp.train import benchmarks, checkpoint, trainer
 from llava_sp.utils.ranks import rank, world_size
 
 Trainer = trainer.LlavaSPTrainer
@@ -145,6 +145,18 @@ def signal_in_evaluation(name: str) -> None:
     predict, Trainer.prediction_step = Trainer.prediction_step, signalled
 
 
+def signal_in_benchmark(name: str) -> None:
+    """Sends a signal to the last rank before its first answer to a benchmark; no other rank may go on to a second."""
+
+    def answered(*arguments: Any, **kwargs: Any) -> Any:
+        if is_last():
+            os.kill(os.getpid(), signal.Signals[name])
+        yield next(answers := generate(*arguments, **kwargs))
+        raise RuntimeError(f"rank {rank()} goes on, after {sum(1 for _ in answers)} answers")
+
+    generate, benchmarks.generate_answers = benchmarks.generate_answers, answered
+
+
 def stall(how: str) -> None:
     """Stops for good amid a step, on the last rank: `sleep@3`, or `stopped@3` as by SIGSTOP, or `loader@3`."""
     what, step = how.split("@")
@@ -174,7 +186,7 @@ def spike(how: str) -> None:
 
 
 def pause_at_step(step: str) -> None:
-    """Waits two seconds before a step."""
+    """Waits two seconds before each micro-batch of a step."""
 
     def slow(self: Any, *arguments: Any, **kwargs: Any) -> Any:
         if self.state.global_step + 1 == int(step):

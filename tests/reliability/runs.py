@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,17 @@ PROJECTOR = [*LORA, "--lora_enable", "False", "--tune_mm_mlp_adapter", "--versio
 """Stage 1, of the same shape."""
 
 ZERO_2 = ["--deepspeed", str(ROOT / "configs" / "zero2.json")]
+
+AT_MOST = 600.0
+"""Seconds after which a wait fails a test: far more than a slow machine takes."""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = AT_MOST) -> bool:
+    """Waits until a condition holds; returns whether it does in time."""
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return met
 
 
 def make_data(folder: Path, samples: int = 16) -> None:
@@ -52,24 +65,50 @@ def make_data(folder: Path, samples: int = 16) -> None:
 
 @dataclass
 class Run:
-    """Processes of a run that has been started."""
+    """Processes of a run that has been started.
+
+    Args:
+        processes: Their numbers, by rank.
+        output: What they write to their terminal.
+        _runs: What has started them.
+        _port: Holds the port by which they meet, until all have ended.
+    """
 
     processes: list[int]
     output: Path
     _runs: "Runs"
-    codes: list[int] = field(default_factory=list)
+    _port: socket.socket
+    _ended: dict[int, int] = field(default_factory=dict)
 
-    def wait(self, seconds: float = 120) -> "Run":
-        """Waits for the end of all ranks."""
-        self.codes = [self._runs.ask(process=process, seconds=seconds) for process in self.processes]
+    @property
+    def codes(self) -> list[int]:
+        """The exit codes of the ranks that have been waited for."""
+        return [self._ended[rank] for rank in sorted(self._ended)]
+
+    def wait(self, seconds: float = AT_MOST) -> "Run":
+        """Waits for the end of all ranks; one that takes longer is killed, and its code is 999."""
+        for rank in range(len(self.processes)):
+            self.wait_for(rank, seconds)
+        self._port.close()
         return self
 
-    def tells(self, text: str, times: int = 1, seconds: float = 120) -> bool:
+    def wait_for(self, rank: int, seconds: float = AT_MOST) -> int:
+        """Waits for the end of one rank; returns its exit code."""
+        if rank not in self._ended:
+            self._ended[rank] = self._runs.ask(process=self.processes[rank], seconds=seconds)
+        return self._ended[rank]
+
+    def kill(self) -> None:
+        """Kills the ranks that nobody has waited for, and what they have started."""
+        for rank, process in enumerate(self.processes):
+            if rank not in self._ended:
+                with suppress(ProcessLookupError):
+                    os.killpg(process, signal.SIGKILL)
+        self._port.close()
+
+    def tells(self, text: str, times: int = 1, seconds: float = AT_MOST) -> bool:
         """Waits until the ranks together have written a text so many times; returns whether they have in time."""
-        end = time.monotonic() + seconds
-        while self.text.count(text) < times and time.monotonic() < end:
-            time.sleep(0.01)
-        return self.text.count(text) >= times
+        return wait_until(lambda: self.text.count(text) >= times, seconds)
 
     @property
     def text(self) -> str:
@@ -88,7 +127,7 @@ class Runs:
     def __init__(self, folder: Path, parts: tuple[Path, Path]) -> None:
         self.folder = folder
         self._parts = parts
-        self._started = 0
+        self._started: list[Run] = []
         make_data(folder)
         environment = {
             **os.environ,
@@ -105,8 +144,15 @@ class Runs:
         )
 
     def close(self) -> None:
-        """Ends the process that forks."""
-        self._zygote.communicate()
+        """Ends the runs that nobody has waited for, as when a test has failed, and the process that forks."""
+        for run in self._started:
+            run.kill()
+        with self._zygote:
+            assert self._zygote.stdin is not None
+            self._zygote.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._zygote.wait(60)
+            self._zygote.kill()
 
     def ask(self, **request: Any) -> int:
         """Sends a request; returns the answer."""
@@ -129,24 +175,24 @@ class Runs:
         files = ["--data_path", str(self.folder / "data.json"), "--image_folder", str(self.folder / "images")]
         parts = ["--model_name_or_path", str(llm), "--vision_tower", str(tower)]
         argv = [*parts, *files, *recipe, "--output_dir", str(self.folder / output), *flags]
-        self._started += 1
-        told = self.folder / f"output-{self._started}.txt"
-        told.touch()
-        group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        processes: list[int] = []
+        port = _hold_port()
+        run = Run([], self.folder / f"output-{len(self._started) + 1}.txt", self, port)
+        run.output.touch()
+        self._started.append(run)
+        group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
         for rank in range(ranks):
             own = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            processes.append(
+            run.processes.append(
                 self.ask(
                     module="llava_sp.train",
                     argv=argv,
                     environment={"FAULT": fault, **own},
                     folder=str(self.folder),
-                    output=str(told),
+                    output=str(run.output),
                     before=["tests.reliability.faults"] if fault else [],
                 )
             )
-        return Run(processes, told, self)
+        return run
 
     def run(self, output: str, *flags: str, **options: Any) -> Run:
         """Runs a training to its end; see `start`."""
@@ -156,10 +202,15 @@ class Runs:
         return self.folder / name
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _hold_port() -> socket.socket:
+    """Returns a socket at a free port that nobody else is given while it is open; who names the port may listen there.
+
+    So may torch's store, for both say that they share the address and this one does not listen.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 def bits(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 from llava_sp.train import checkpoint
 from llava_sp.utils.errors import UserError
 from tests.reliability.counting import COUNTS
-from tests.reliability.runs import PROJECTOR, ZERO_2, Run, Runs, bits, steps_of
+from tests.reliability.runs import PROJECTOR, ZERO_2, Run, Runs, bits, steps_of, wait_until
 
 SOAK = int(os.environ.get("SOAK", "0"))
 """How often each random fault is injected; the few of every test run if not given."""
@@ -213,9 +213,9 @@ def test_a_disk_that_fails_while_the_training_goes_on_ends_the_run(
 def test_a_rank_that_breaks_leaves_once_the_first_one_has_completed_the_checkpoint(runs: Runs) -> None:
     """Torchrun ends all other ranks as soon as one has left."""
     run = runs.start("broken", *ZERO_2, ranks=2, fault="slow_disk:2,broken_rank:3")
-    assert runs.ask(process=run.processes[1], seconds=120) == 1
+    assert run.wait_for(1) == 1
     checkpoint.verify(runs / "broken" / "checkpoint-2")
-    runs.ask(process=run.processes[0], seconds=120)
+    run.wait()
     assert "this rank alone is broken" in run.text
     count(injected=1, survived=1)
 
@@ -230,8 +230,7 @@ def test_a_disk_that_the_ranks_do_not_share_is_told_before_the_first_step(runs: 
 
 def test_an_output_folder_serves_one_run_at_a_time(runs: Runs, whole: Path) -> None:
     first = runs.start("shared", "--save_total_limit", "2", fault="pause_at_step:3")
-    while not (runs / "shared" / "checkpoint-2").exists():
-        time.sleep(0.01)
+    assert wait_until((runs / "shared" / "checkpoint-2").exists), first.text
     second = runs.run("shared", "--save_total_limit", "2")
     assert second.codes == [2]
     assert f"in use by another run (process {first.processes[0]} " in second.text

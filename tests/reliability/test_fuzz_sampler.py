@@ -25,20 +25,24 @@ lengths = st.one_of(
 def test_an_epoch_is_each_sample_once_in_an_order_of_its_own(
     lengths: list[int], batch_size: int, world_size: int, seed: int, epoch: int, group: bool
 ) -> None:
+    step = batch_size * world_size
+
     def order() -> list[int]:
         sampler = ModalityLengthSampler(np.array(lengths, dtype=np.int64), batch_size, world_size, seed, group)
         sampler.set_epoch(epoch)
-        assert len(sampler) == len(lengths)
-        return list(sampler)
+        indices = list(sampler)
+        assert len(indices) == len(sampler) == -(-len(lengths) // step) * step
+        return indices
 
-    indices = order()
+    filled = order()
     np.random.seed(seed)  # no state of others counts
-    assert order() == indices
-    assert all(type(index) is int for index in indices)
+    assert order() == filled
+    assert all(type(index) is int for index in filled)
+    indices, more = filled[: len(lengths)], filled[len(lengths) :]
+    assert all(index == indices[position % len(indices)] for position, index in enumerate(more))
     assert sorted(indices) == list(range(len(lengths)))
     if not group:
         return
-    step = batch_size * world_size
     signs = np.sign(np.array(lengths, dtype=np.int64)[indices])
     whole = sum(int((signs == sign).sum()) // step for sign in (-1, 1)) * step
     for start in range(0, whole, step):

@@ -87,3 +87,17 @@ def test_workers_do_not_change_the_order(runs: Runs) -> None:
         assert done.codes == [0], done.text
         logs[workers] = ids_of(runs / f"{output}.ids")
     assert logs[0] == logs[1] == logs[2]
+
+
+def test_a_run_that_was_cut_after_its_last_step_makes_no_other(runs: Runs) -> None:
+    """That step is amid an epoch."""
+    flags = ["--max_steps", "3"]
+    assert runs.run("three", *flags).codes == [0]
+    (runs / "three-cut").mkdir()
+    shutil.copy(runs / "three" / "run.json", runs / "three-cut")
+    shutil.copytree(runs / "three" / "checkpoint-3", runs / "three-cut" / "checkpoint-3")
+    done = runs.run("three-cut", *flags)
+    assert done.codes == [0], done.text
+    assert bits(runs / "three-cut") == bits(runs / "three")
+    assert [path.name for path in (runs / "three-cut").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert json.loads((runs / "three-cut" / "metrics.json").read_text())["steps"] == 3

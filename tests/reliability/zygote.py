@@ -23,15 +23,23 @@ def main() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(f"{start(request) if 'argv' in request else wait(**request)}\n")
+        answers.write(f"{start(request, answers.fileno()) if 'argv' in request else wait(**request)}\n")
         answers.flush()
 
 
-def start(request: dict[str, Any]) -> int:
-    """Forks a process that runs a module; returns its number."""
+def start(request: dict[str, Any], answers: int) -> int:
+    """Forks a process that runs a module; returns its number once it leads a group, or has ended.
+
+    Args:
+        request: What runs, and where.
+        answers: The pipe for answers, which the child must not hold open: a reader would wait for its end too.
+    """
     if child := os.fork():
+        while os.getsid(child) != child and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)
         return child
     os.setsid()
+    os.close(answers)
     for one in STOP_SIGNALS:  # in the background of a script, SIGINT is ignored, and that is inherited
         signal.signal(one, signal.SIG_DFL)
     os.environ.update(request["environment"])

@@ -24,10 +24,9 @@ Parts = tuple[Path, Path]
 LORA = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.3}
 
 
-@pytest.fixture
-def data_root(tmp_path: Path) -> Path:
-    """The tiny world's benchmark with four questions about two images."""
-    folder = tmp_path / "eval" / "tiny"
+def make_benchmark(data_root: Path) -> Path:
+    """Writes the tiny world's benchmark with four questions about four images; returns the folder above it."""
+    folder = data_root / "tiny"
     (folder / "images").mkdir(parents=True)
     questions, annotations = [], []
     for number, (task, text) in enumerate([("reading", "Which digit?"), ("position", "Where is it on the left?")] * 2):
@@ -36,7 +35,12 @@ def data_root(tmp_path: Path) -> Path:
         annotations.append({"question_id": number, "task": task, "form": task, "answer": "two"})
     for name, rows in (("questions", questions), ("annotations", annotations)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder.parent
+    return data_root
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    return make_benchmark(tmp_path / "eval")
 
 
 def train(parts: Parts, folder: Path, data_root: Path | None, **arguments: Any) -> Any:

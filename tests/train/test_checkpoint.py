@@ -1,12 +1,15 @@
 """An output folder belongs to one run, and a run continues only from a checkpoint with all its state."""
 
 import json
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from llava_sp.train import checkpoint
+from llava_sp.train import checkpoint, events
 from llava_sp.train.arguments import DataArguments, ModelArguments, TrainArguments
 from llava_sp.train.batch_plan import BatchPlan
 from llava_sp.train.command_line import RunArguments
@@ -103,6 +106,38 @@ def test_missing_state_is_named(tmp_path: Path, name: str) -> None:
     seal(path)
     with pytest.raises(UserError, match=f"checkpoint-5 lacks {name}"):
         checkpoint.find_resume(None, tmp_path, deepspeed=False)
+
+
+def test_a_checkpoint_that_was_asked_for_is_where_the_command_begins(tmp_path: Path) -> None:
+    """The same command again, as a scheduler gives it, continues from what it has saved since."""
+    elsewhere, out = make_checkpoint(tmp_path / "elsewhere", 5), tmp_path / "out"
+    for step in (4, 7):
+        make_checkpoint(out, step)
+        os.utime(out / f"checkpoint-{step}" / MANIFEST_NAME, (0, 0))
+
+    def resume() -> Path | None:
+        return checkpoint.find_resume(str(elsewhere), out, deepspeed=False)
+
+    assert resume() == elsewhere
+    events.append(out, "resumed", "", checkpoint="checkpoint-5", begun_from=str(elsewhere))
+    assert resume() == elsewhere  # nothing has come of it yet
+    time.sleep(0.01)
+    make_checkpoint(out, 6)
+    assert resume() == out / "checkpoint-6"
+    shutil.rmtree(elsewhere)
+    assert resume() == out / "checkpoint-6"
+    shutil.rmtree(out / "checkpoint-6")
+    with pytest.raises(UserError, match="there is no such folder"):
+        resume()
+
+
+def test_a_sealed_checkpoint_that_is_not_in_its_place_is_a_runs_own_too(tmp_path: Path) -> None:
+    """A run was killed at that moment, and another one in the same folder would take it for its own."""
+    checkpoint.claim_folder(tmp_path, IDENTITY)
+    make_checkpoint(tmp_path / checkpoint.STAGING, 3)
+    with pytest.raises(UserError, match="holds another run's files: learning_rate"):
+        checkpoint.claim_folder(tmp_path, {**IDENTITY, "learning_rate": 2e-3})
+    checkpoint.claim_folder(tmp_path, IDENTITY)
 
 
 def test_a_checkpoint_tells_how_many_ranks_wrote_it(tmp_path: Path) -> None:

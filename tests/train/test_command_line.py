@@ -10,7 +10,8 @@ import pytest
 
 from llava_sp.model.card import Card
 from llava_sp.train import command_line
-from llava_sp.train.command_line import build_arguments, collect, complete, read_yaml
+from llava_sp.train.command_line import build_arguments, collect, complete
+from llava_sp.train.yaml_files import read_yaml
 from llava_sp.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -119,7 +120,7 @@ def test_what_quantised_weights_cannot_do_is_told(flags: list[str], culprit: str
 
 def test_a_missing_bitsandbytes_is_told_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    with pytest.raises(UserError, match=r"pip install 'llava-sp\[bitsandbytes\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[bitsandbytes\]'"):
         complete(collect(["--output_dir", "out", "--use_cpu", "--bits", "4", "--lora_enable"]), ranks=1)
 
 
@@ -222,91 +223,9 @@ def test_an_odd_deepspeed_file_is_told(content: str, tmp_path: Path) -> None:
         parse(["--output_dir", "out", "--deepspeed", path, "--eval_benchmarks", "pope"])
 
 
-def test_later_yaml_and_flags_win(tmp_path: Path) -> None:
-    first = write(tmp_path / "first.yaml", "learning_rate: 1e-3\nlora_r: 8\nvariant: none\nseed: 3\n")
-    second = write(tmp_path / "second.yaml", "lora_r: 16\nvariant: null\n")
-    given = collect([first, second, "--learning_rate", "5e-4"])
-    assert given == {"learning_rate": 5e-4, "lora_r": 16, "seed": 3}
-
-
-def test_lists_and_switches_read_the_same_from_both(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.yaml", "sfe_sides: [8, 16, 24]\ndfi_kernels: []\nlora_enable: true\nspatial_bias: false\n"
-    )
-    flags = "--sfe_sides 8 16 24 --dfi_kernels --lora_enable --spatial_bias False".split()
-    assert collect([path]) == collect(flags)
-    assert collect(flags) == {
-        "sfe_sides": [8, 16, 24], "dfi_kernels": [], "lora_enable": True, "spatial_bias": False,
-    }  # fmt: skip
-
-
-def test_an_explicit_accumulation_wins_over_the_global_batch_of_a_yaml(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.yaml", "global_batch_size: 128\nper_device_train_batch_size: 4\noutput_dir: out\n")
-    run = parse([path, "--gradient_accumulation_steps", "3"], ranks=2)
-    assert run.batch_plan.global_batch == 24
-
-
 def test_unknown_flags_suggest_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"--lerning_rate; did you mean --learning_rate\?"):
         collect(["--lerning_rate", "1"])
-
-
-def test_unknown_yaml_keys_name_their_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.yaml", "lora_rnk: 4\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: unknown argument --lora_rnk"):
-        collect([path])
-
-
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n"])
-def test_a_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UserError, match=r"bad\.yaml"):
-        collect([write(tmp_path / "bad.yaml", text)])
-
-
-def test_a_value_in_a_yaml_is_never_taken_for_a_flag(tmp_path: Path) -> None:
-    assert collect([write(tmp_path / "a.yaml", "run_name: --lora_enable\nadam_epsilon: -1e-3\n")]) == {
-        "run_name": "--lora_enable",
-        "adam_epsilon": -1e-3,
-    }
-
-
-def test_a_yaml_may_refer_to_a_value_but_to_no_list(tmp_path: Path) -> None:
-    assert collect([write(tmp_path / "a.yaml", "seed: &seed 3\ndata_seed: *seed\n")]) == {"seed": 3, "data_seed": 3}
-    lines = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]  # stands for 9 ** 10 numbers
-    for bomb in ("\n".join(lines), "sfe_sides: &a [*a]", "accelerator_config: &a {b: *a}"):
-        with pytest.raises(UserError, match="refers to a list or a mapping"):
-            collect([write(tmp_path / "a.yaml", bomb)])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "seed: 2001-13-45",
-        "seed: " + "9" * 5000,
-        "seed: !!bool x",
-        "seed: !!int ''",
-        "[" * 3000,
-        "seed: !!python/object/apply:os.getcwd []",
-        "accelerator_config: {2001-01-01: 1}",
-        "accelerator_config: {a: 2001-01-01}",
-        "help: true",
-    ],
-)
-def test_an_odd_yaml_is_told(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        collect([write(tmp_path / "odd.yaml", text)])
-
-
-def test_a_yaml_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "latin.yaml").write_bytes("output_dir: é".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.yaml is no text in UTF-8"):
-        collect([str(tmp_path / "latin.yaml")])
-
-
-def test_a_missing_yaml_is_named() -> None:
-    with pytest.raises(UserError, match=r"Cannot read the configuration nowhere\.yaml"):
-        collect(["nowhere.yaml"])
 
 
 def test_a_value_of_the_wrong_type_is_named() -> None:
@@ -342,6 +261,9 @@ def test_a_value_of_the_wrong_type_is_named() -> None:
         ("--save_only_model True", "could not continue from such a checkpoint"),
         ("--save_on_each_node True", "must share the output folder"),
         ("--push_to_hub True", "convert to-hub"),
+        ("--ignore_data_skip True", "would not continue with the samples"),
+        ("--auto_find_batch_size True", "the batch is planned before the run"),
+        ("--train_sampling_strategy group_by_length", "--group_by_modality_length"),
         ("--deepspeed nowhere.json", "nowhere.json"),
         ("--report_to carrier_pigeon", "carrier_pigeon: choose among none, wandb, tensorboard"),
         ("--save_strategy sometimes", "sometimes"),
@@ -400,6 +322,19 @@ def test_held_out_data_is_evaluated_without_being_told_when() -> None:
     run = parse("--output_dir out --eval_data_path held_out.json".split())
     assert run.training.eval_strategy.value == "steps"
     assert run.training.eval_steps == 0.1
+
+
+def test_an_evaluation_takes_as_many_samples_at_a_time_as_the_training() -> None:
+    assert parse("--output_dir out --per_device_train_batch_size 3".split()).training.per_device_eval_batch_size == 3
+    given = "--output_dir out --per_device_train_batch_size 3 --per_device_eval_batch_size 5"
+    assert parse(given.split()).training.per_device_eval_batch_size == 5
+
+
+def test_weights_are_not_uploaded_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    with pytest.raises(UserError, match=r"WANDB_LOG_MODEL is set: .* to-hub"):
+        parse("--output_dir out --report_to wandb".split())
 
 
 @pytest.mark.parametrize("flags", [["--per_device_train_batch_size=--"], ["{folder}/run.yaml"]])

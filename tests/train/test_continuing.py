@@ -100,9 +100,7 @@ def test_a_new_lora_on_a_merged_one_stands_on_the_merged_model(checkpoints: dict
         loading.load(tmp_path / "second", base=str(checkpoints["pretrain"]))
 
 
-def test_another_base_is_refused_unless_it_is_wanted(
-    checkpoints: dict[str, Path], short_run: list[str], tiny_parts: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_another_base_is_refused_unless_it_is_wanted(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     flags = ["--init_from", str(checkpoints["finetune_lora"]), *STAGES["finetune"]]
     other = ["--model_name_or_path", str(checkpoints["finetune"])]
     with pytest.raises(UserError, match="was trained with another LLM than that of"):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_sp.train import launch
+from llava_sp.train.events import read
 from llava_sp.train.run import train
 from llava_sp.utils.errors import UserError
 
@@ -45,6 +46,16 @@ def test_a_run_may_be_continued_from_an_earlier_checkpoint(flags: list[str], tmp
     train([*flags, *output, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-2")], ranks=1)
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_same_command_goes_on_though_it_names_a_checkpoint(flags: list[str], tmp_path: Path) -> None:
+    output = [*flags, "--output_dir", str(tmp_path / "out"), "--save_total_limit", "1"]
+    train([*output, "--stop_after_steps", "1"], ranks=1)
+    again = [*output, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")]
+    train([*again, "--stop_after_steps", "3"], ranks=1)
+    train(again, ranks=1)
+    resumed = [event["checkpoint"] for event in read(tmp_path / "out") if event["event"] == "resumed"]
+    assert resumed == ["checkpoint-1", "checkpoint-3"]
 
 
 def test_a_run_whose_last_step_is_saved_already_tells_the_loss_of_all(flags: list[str], tmp_path: Path) -> None:
@@ -132,6 +143,18 @@ def test_out_of_memory_names_what_needs_less(flags: list[str], tmp_path: Path, m
         train([*flags, "--output_dir", str(tmp_path / "out")], ranks=1)
 
 
+def test_out_of_memory_in_an_evaluation_names_its_batch(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_gpu(*arguments: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("llava_sp.train.trainer.LlavaSPTrainer.prediction_step", fill_the_gpu)
+    held_out = ["--eval_data_path", str(tmp_path / "data.json"), "--eval_strategy", "epoch"]
+    with pytest.raises(UserError, match=r"in an evaluation by 2 .* --per_device_eval_batch_size 1; the last check"):
+        train([*flags, *held_out, "--output_dir", str(tmp_path / "out")], ranks=1)
+
+
 def test_the_dry_run_shows_the_plan_and_writes_nothing(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +174,14 @@ def test_the_dry_run_shows_the_plan_and_writes_nothing(
     monkeypatch.setenv("FORCE_COLOR", "1")
     train(dry, ranks=4)
     assert "\033[36m<image>x150\033[0m\033[1;32m" in capsys.readouterr().out
+
+
+def test_the_dry_run_checks_the_data_where_it_is_asked_to(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "3.png").write_text("no picture")
+    dry = [*flags, "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    train(dry, ranks=1)
+    with pytest.raises(UserError, match=r"(?s)cannot be trained on.*record3"):
+        train([*dry, "--check_data", "full"], ranks=1)
 
 
 def test_the_dry_run_of_eight_gpus_is_one_process_that_needs_none(

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from llava_sp.train import signals
 from llava_sp.train.signals import SAVED_EXIT_CODE, Preempted, StopSignals
 from llava_sp.utils.ranks import STOP_SIGNALS
+from tests.reliability.runs import AT_MOST, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,17 +117,17 @@ def test_all_ranks_leave_once_one_is_asked_to(tmp_path: Path) -> None:
         text=True,
     )
     try:
-        while not all((tmp_path / f"runs-{rank}").exists() for rank in range(2)):
-            assert launcher.poll() is None
-            time.sleep(0.05)
+        notes = [tmp_path / f"runs-{rank}" for rank in range(2)]
+        assert wait_until(lambda: launcher.poll() is not None or all(note.exists() for note in notes))
+        assert launcher.poll() is None
         processes = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children()]
         listening = [each for one in processes for each in one.net_connections("inet") if each.status == "LISTEN"]
         next(one for one in processes[1:] if one.environ()["RANK"] == "1").send_signal(signal.SIGTERM)
-        told, _ = launcher.communicate(timeout=60)
+        told, _ = launcher.communicate(timeout=AT_MOST)
     finally:
         launcher.kill()
     assert launcher.returncode == SAVED_EXIT_CODE, told
     assert told == "SIGTERM: saved out/checkpoint-1, after step 1 of 4; the same command continues\n"
-    assert psutil.wait_procs(processes[1:], timeout=10)[1] == []
+    assert psutil.wait_procs(processes[1:], timeout=60)[1] == []
     assert listening
     assert {each.laddr.ip for each in listening} == {"127.0.0.1"}

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from llava_sp.constants import IGNORE_INDEX
 from llava_sp.model import loading
 from llava_sp.train.callbacks import RunCallback
+from llava_sp.train.trainer import LOSS_SCALE_SEARCH
 from llava_sp.utils.errors import UserError
 from tests.train.tools import Samples, build_model, image_sample, make_trainer, text_sample
 
@@ -126,6 +128,33 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(
         if name in before:
             assert torch.equal(parameter, before[name])
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_in_fp16_the_search_for_the_loss_scale_has_an_end(
+    tiny_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = build_model(tiny_parts, tune_mm_mlp_adapter=True)
+    trainer = make_trainer(model, processor, [text_sample("one", 9, 4)], tmp_path)
+    trainer.args.fp16 = True
+    norms = {"overflow": torch.tensor(math.inf), "fine": torch.tensor(1.0)}
+    for name in ["overflow"] * LOSS_SCALE_SEARCH + ["fine"] + ["overflow"] * LOSS_SCALE_SEARCH:
+        assert trainer._get_grad_norm(model, grad_norm=norms[name]) == norms[name]
+    with pytest.raises(UserError, match="gradient's norm is not finite"):
+        trainer._get_grad_norm(model, grad_norm=norms["overflow"])
+
+    def end_of_search(*args: Any, **kwargs: Any) -> None:
+        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", end_of_search)
+    with pytest.raises(UserError, match="gradient's norm is not finite in step 1"):
+        trainer.training_step(model, {})
+
+
+def test_deepspeed_ends_its_search_by_the_words_that_are_looked_for() -> None:
+    loss_scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler")
+    scaler = loss_scaler.DynamicLossScaler(1, 1000, min_scale=1, delayed_shift=1, consecutive_hysteresis=False)
+    with pytest.raises(Exception, match="loss scale already at minimum"):
+        scaler.update_scale(overflow=True)
 
 
 def test_checkpoints_come_whole_and_the_oldest_go(tiny_parts: Parts, tmp_path: Path) -> None:
