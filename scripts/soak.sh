@@ -8,4 +8,6 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export SOAK=${1:-50} FUZZ_CASES=${FUZZ_CASES:-200000}
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --durations 10 tests/reliability "${@:2}"
+# No bound on a test, for here one may take an hour.
+exec python -m pytest -o faulthandler_timeout=0 --numprocesses "${TEST_PROCESSES:-2}" --durations 10 tests/reliability \
+    "${@:2}"

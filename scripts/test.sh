@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All checks and tests. Arguments go to pytest:
 #   bash scripts/test.sh
-#   bash scripts/test.sh tests/model -k generation
+#   bash scripts/test.sh tests/model -k generates
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

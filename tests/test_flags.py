@@ -38,8 +38,19 @@ def test_llavas_flags_quantise(flag: str, kind: str, adapter: Path) -> None:
 
 def test_a_missing_bitsandbytes_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    with pytest.raises(UserError, match=r"pip install 'llava-sp\[bitsandbytes\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[bitsandbytes\]'"):
         parse("--model-path", "nowhere", "--load-4bit")
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
+def test_a_rank_takes_a_gpu_of_its_own(device: str, taken: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    options, load = parse("--model-path", str(adapter), "--device", device), flags.load
+    devices = []
+    monkeypatch.setattr(flags, "load", lambda *given, **named: devices.append(given[3]) or load(adapter))
+    flags.load_model(options)
+    assert devices == [taken]
 
 
 def test_another_base_is_taken_where_that_is_allowed(

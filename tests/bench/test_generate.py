@@ -28,7 +28,7 @@ def test_answers_that_differ_are_told(capsys, monkeypatch):
     assert "3 of 3 answers differ" in capsys.readouterr().out
 
 
-def test_answers_have_the_length_that_is_asked_for(monkeypatch):
+def test_answers_have_the_length_that_is_asked_for():
     steps = []
     bench = generate.Bench(generate.parse(SMALL))
     bench.model.register_forward_hook(lambda *_: steps.append(1))

@@ -19,7 +19,7 @@ def test_every_part_type_batch_and_pass_gets_a_line(capsys):
         assert len(row) == len(projector.HEADER.split()) - 2  # two of its headings are two words
 
 
-def test_forms_that_disagree_are_an_error(monkeypatch):
+def test_forms_that_disagree_are_an_error():
     config = projector.small_sizes()
     part = projector.build_sfe(config, torch.device("cpu"), torch.float32)
     grid = torch.randn(1, 12, 12, config.feature_channels)

@@ -52,7 +52,7 @@ def test_a_warm_start(run, tiny_parts, tmp_path):
     assert "not compared; see --verify" in printed
 
 
-def test_errors_are_one_line(run, adapter, tmp_path, capsys):
+def test_errors_are_one_line(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         run("merge-lora", "--checkpoint", tmp_path, "--output", tmp_path / "out")
     assert exit_.value.code == 2

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from llava_sp import LlavaSPForCausalLM
 from llava_sp.convert.export import merge, to_official
+from llava_sp.convert.hub import to_hub
 from llava_sp.convert.official import import_official
 from llava_sp.model import loading, trainable
 from llava_sp.model.variants import VARIANTS
@@ -44,6 +45,17 @@ def stages(tiny_parts, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+def scaled(llm: Path, folder: Path) -> Path:
+    """Copies an LLM, with weights of its own."""
+    shutil.copytree(llm, folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["projector", "adapter", "adapter_on_model", "full"])
 def test_merging_equals_peft(kind, stages, tmp_path):
     agreement = merge(str(stages[kind]), str(tmp_path / "out"), verify=True)
@@ -68,12 +80,7 @@ def test_the_type_can_be_chosen(stages, tmp_path):
 
 
 def test_an_adapter_of_another_base_is_refused_by_shape_and_by_weights(stages, tiny_parts, tmp_path):
-    other = Path(shutil.copytree(tiny_parts[0], tmp_path / "other"))
-    model = LlamaForCausalLM.from_pretrained(other)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    model.save_pretrained(other)
+    other = scaled(tiny_parts[0], tmp_path / "other")
     arguments = {"base": str(other), "verify": True}
     with pytest.raises(UserError, match="was trained with another LLM"):
         merge(str(stages["adapter"]), str(tmp_path / "out"), **arguments)
@@ -93,6 +100,13 @@ def test_an_adapter_of_another_base_is_refused_by_shape_and_by_weights(stages, t
     with pytest.raises(UserError, match=r"does not fit the LLM .*other.*trained on another base"):
         merge(str(stages["adapter"]), str(tmp_path / "out"), base=str(other), allow_other_base=True)
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("convert", [merge, to_official, to_hub])
+def test_another_base_that_is_allowed_is_also_what_the_result_is_verified_with(convert, stages, tiny_parts, tmp_path):
+    arguments = {"base": str(scaled(tiny_parts[0], tmp_path / "other")), "allow_other_base": True, "verify": True}
+    agreement = convert(str(stages["adapter"]), str(tmp_path / "out"), **arguments)
+    assert max(agreement.errors) < 1e-4
 
 
 def test_a_damaged_adapter_is_refused(stages, tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from llava_sp.eval import model_vqa_loader, model_vqa_mmbench, model_vqa_science
+from llava_sp.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava_sp.eval.model_vqa import answer_file
 
 
@@ -31,6 +31,26 @@ def test_the_loader_answers_shortly_and_takes_ids_that_several_questions_share(a
     assert [(row["question_id"], row["prompt"]) for row in answers] == [("a.png", "A cat?"), ("a.png", "A dog?")]
     assert len({row["answer_id"] for row in answers}) == 2
     assert model_vqa_loader.parse(["--model-path", "m"]).max_new_tokens == 128
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (model_vqa, "Answers a question file"),
+        (model_vqa_loader, "in at most 128 tokens"),
+        (model_vqa_science, "Answers ScienceQA"),
+        (model_vqa_mmbench, "Answers a table of MMBench"),
+    ],
+)
+def test_every_command_ends_with_its_launcher_and_says_what_it_is_for(command, told, monkeypatch, capsys):
+    order = []
+    monkeypatch.setattr(model_vqa, "end_with_launcher", lambda: order.append("end_with_launcher"))
+    monkeypatch.setattr("sys.argv", ["command", "--help"])
+    with pytest.raises(SystemExit):
+        command.main()
+    printed = capsys.readouterr().out
+    assert order and f"usage: python -m {command.__name__} " in printed and told in printed
+    assert "`" not in printed and "depends on it (default: 1)" in " ".join(printed.split())
 
 
 def test_science_answers_with_and_without_images(answer):

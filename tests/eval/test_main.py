@@ -80,6 +80,12 @@ def test_the_list_tells_what_each_benchmark_needs(monkeypatch, capsys):
             assert file.name in printed and file.source in printed
 
 
+def test_a_benchmark_without_a_name_shows_the_usage(call):
+    status, _, errors = call("--benchmark")
+    assert status == 2
+    assert "usage: python -m llava_sp.eval [-h]" in errors and "--benchmark: expected one argument" in errors
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -207,4 +207,4 @@ def test_the_command_line_prints_one_line_for_a_mistake(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         model_vqa.main()
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == "error: Cannot read the question file none.jsonl: No such file or directory.\n"
+    assert capsys.readouterr().err == "error: none.jsonl does not exist.\n"

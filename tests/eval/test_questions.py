@@ -65,8 +65,10 @@ def test_what_is_no_question_is_refused_with_its_line(line, message, tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl"):
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_questions(tmp_path)
     (tmp_path / "latin.jsonl").write_bytes(b'{"question_id": 1, "text": "caf\xe9"}\n')
     with pytest.raises(UserError, match=r"latin\.jsonl is not UTF-8"):
         read_questions(tmp_path / "latin.jsonl")

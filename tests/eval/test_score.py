@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llava_sp.eval import score
+from tests.eval.benchmarks.conftest import judge  # noqa: F401 - a fixture
 from tests.eval.benchmarks.helpers import FIXTURES, answers_to, without, write_answers
 
 
@@ -46,6 +47,15 @@ def test_scores_are_printed_and_written(run, tmp_path):
     assert len(found["answers_sha256"]) == 64
 
 
+def test_the_data_are_in_the_folder_of_all_benchmarks_or_in_their_own(run, tmp_path):
+    written = []
+    for root in (FIXTURES, FIXTURES / "pope"):
+        status, _, _ = run("pope", "--data-root", root)
+        assert status == 0
+        written.append((tmp_path / "scores.json").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_strict(run, tmp_path):
     answers = write_answers(tmp_path / "answers.jsonl", without(answers_to("gqa"), 0))
     status, _, err = run("gqa", answers=answers)
@@ -67,7 +77,14 @@ def test_scores_and_a_file_to_hand_in_beside_them(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "scores.submission.xlsx"}
 
 
-def test_a_judges_reviews_lie_beside_the_scores(run, tmp_path, monkeypatch):
+def test_a_judges_reviews_lie_beside_the_scores(run, judge, tmp_path):  # noqa: F811
+    status, out, _ = run("llava_bench")
+    assert status == 0 and "judge: stub" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "scores.reviews.jsonl"}
+    assert len((tmp_path / "scores.reviews.jsonl").read_text().splitlines()) == len(judge.requests) == 3
+
+
+def test_a_judge_that_is_not_named_is_asked_for(run, monkeypatch):
     for name in ("JUDGE_MODEL", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     status, _, err = run("llava_bench")

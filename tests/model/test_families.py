@@ -144,7 +144,7 @@ def test_endings_are_saved_and_loaded(
     assert loaded.generation_config.pad_token_id == processor.tokenizer.pad_token_id
 
 
-def test_llms_whose_head_is_more_than_a_matrix_are_refused(tiny_parts: tuple[Path, Path]) -> None:
+def test_llms_whose_head_is_more_than_a_matrix_are_refused() -> None:
     def llm(**fields: float) -> LlamaForCausalLM:
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
         return LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes, **fields))

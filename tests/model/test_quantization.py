@@ -12,7 +12,7 @@ import llava_sp
 from llava_sp import LlavaSPForCausalLM
 from llava_sp.model import loading, trainable
 from llava_sp.model.quantization import count, quantization_config
-from llava_sp.playground.base_models import SHIPPED
+from llava_sp.playground import BASE
 from llava_sp.utils.errors import UserError
 from tests.model.test_loading import build, example, perturb_trainable
 
@@ -75,7 +75,7 @@ def test_4_bit_layers_compute_in_the_models_type(folders: dict[str, Path]) -> No
 
 
 def test_layers_of_any_width_work_in_4_bits() -> None:
-    parts = str(SHIPPED / "llm"), str(SHIPPED / "vision_tower")  # 344 wide inside, no multiple of 32
+    parts = str(BASE / "llm"), str(BASE / "vision_tower")  # 344 wide inside, no multiple of 32
     model, _ = loading.build(*parts, quantization_config=quantization_config("4bit"))
     with torch.inference_mode():
         assert model(**example(model)).logits.isfinite().all()
@@ -100,5 +100,5 @@ def test_a_missing_bitsandbytes_and_an_unknown_kind_are_told(
     with pytest.raises(UserError, match="'3bit'; use '4bit', '8bit'"):
         llava_sp.load(folders["full"], quantization="3bit")
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    with pytest.raises(UserError, match=r"pip install 'llava-sp\[bitsandbytes\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[bitsandbytes\]'"):
         llava_sp.load(folders["full"], quantization="4bit")

@@ -10,6 +10,7 @@ from llava_sp.playground import quickstart
 from llava_sp.playground.quickstart import Run, score_table
 from llava_sp.playground.scorer import TaskScore
 from llava_sp.utils.errors import UserError
+from llava_sp.utils.files import write_json_lines
 from llava_sp.utils.ranks import LAUNCHER
 
 
@@ -33,6 +34,22 @@ def test_a_step_ends_with_the_quickstart_and_its_failure_is_told(monkeypatch: py
     monkeypatch.setattr("subprocess.run", fail)
     with pytest.raises(UserError, match=r"see its message\. Once that is mended"):
         quickstart._step(["llava_sp.train.launch"])
+
+
+def test_samples_are_of_other_tasks_and_other_images_each(tmp_path: Path) -> None:
+    asked = [
+        ("a", "0.png", "reading"),
+        ("b", "0.png", "position"),
+        ("c", "1.png", "position"),
+        ("d", "2.png", "reading"),
+    ]
+    rows = [{"question_id": name, "image": image, "text": "?", "category": task} for name, image, task in asked]
+    write_json_lines(tmp_path / "questions.jsonl", rows)
+    write_json_lines(tmp_path / "annotations.jsonl", ({"question_id": name, "answer": "yes"} for name, *_ in asked))
+    write_json_lines(tmp_path / "answers.jsonl", ({"question_id": name, "text": name} for name, *_ in asked))
+    reading, position = quickstart.choose_samples([Run("none", 0, tmp_path)], tmp_path)
+    assert reading == {"image": "0.png", "text": "?", "truth": "yes", "answers": {"none": "a"}}
+    assert (position["image"], position["answers"]) == ("1.png", {"none": "c"})
 
 
 def test_several_seeds_are_one_column_with_their_deviation() -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llava_sp.playground.scorer import format_scores, score_answers
+from llava_sp.playground.scorer import score_answers
 from llava_sp.utils.errors import UserError
 
 TRUTH = [
@@ -43,15 +43,6 @@ def test_scores_stand_beside_chance_and_the_commonest_answer(tmp_path, annotatio
     assert (mean.task, mean.count, mean.accuracy) == ("mean", 6, 0.5)
     assert mean.commonest == pytest.approx((0.75 + 0.5) / 2)
     assert existence.margin == pytest.approx(0.4055, abs=1e-4)  # Wilson's interval of 1 in 2 is 0.0945 to 0.9055
-
-
-def test_table_has_a_line_for_each_task_and_the_mean(tmp_path, annotations):
-    given = answers(tmp_path, a="top left", b="x", c="x", d="x", e="Yes", f="No")
-    head, position, existence, mean = format_scores(score_answers(given, annotations)).splitlines()
-    assert head.split()[:3] == ["task", "questions", "accuracy"]
-    assert position.split()[:3] == ["position", "4", "25.0"]
-    assert existence.split()[:3] == ["existence", "2", "100.0"]
-    assert mean.split()[:3] == ["mean", "6", "62.5"]
 
 
 def test_missing_answers_are_named(tmp_path, annotations):

@@ -6,7 +6,8 @@ import torch
 
 from llava_sp.constants import IGNORE_INDEX
 from llava_sp.model.parts import load_tokenizer
-from llava_sp.playground.base_models import LLM, SHIPPED
+from llava_sp.playground import BASE
+from llava_sp.playground.base_models import LLM
 from llava_sp.playground.language import held_out_questions
 from llava_sp.playground.language_model import BAG, LanguageModelRecipe, Phase, TextWorld, embed, llm_config, train_llm
 from llava_sp.playground.scenes import TRAIN, generator, sample_scene
@@ -23,7 +24,7 @@ from llava_sp.playground.tower import (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(str(SHIPPED / LLM))
+    return load_tokenizer(str(BASE / LLM))
 
 
 TINY = LanguageModelRecipe(phases=(Phase(("notes", "caption"), 3, 3, 6, 2), Phase(("conversation",), 2, 6, 2, 2)))

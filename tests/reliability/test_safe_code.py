@@ -15,7 +15,7 @@ HOMES = {
     "torch.load": {"convert/tensors.py", "train/pickles.py"},
     "subprocess": {"playground/quickstart.py", "utils/git.py", "utils/ranks.py"},
     "socket": {"utils/lock.py", "utils/ranks.py"},
-    "importlib.import_module": {"__init__.py", "bench/__main__.py", "serve/__main__.py"},
+    "importlib.import_module": {"__init__.py", "utils/commands.py"},
     "urllib.request": {"eval/benchmarks/judge.py"},
     "yaml.load": {"train/yaml_files.py"},  # by a loader of its own, a SafeLoader
 }

@@ -81,4 +81,4 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["serve", "openai", "--model-path", "none"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "pip install 'llava-sp[serve]'" in capsys.readouterr().err
+    assert "pip install -e '.[serve]'" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import openai
@@ -13,6 +14,7 @@ import pytest
 
 from llava_sp.eval import run_llava
 from llava_sp.serve import server
+from tests.reliability.runs import AT_MOST
 from tests.reliability.sockets import listening
 
 QUESTION = "Is there a digit?"
@@ -26,15 +28,22 @@ def running(checkpoints):
     with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         log = []
-        for line in process.stderr:
-            log.append(line)
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                break
-        else:
-            pytest.fail("".join(log))
-        yield found[1], process.pid
-        process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=60)[1]
+        late = threading.Timer(AT_MOST, process.kill)  # ends what is read of a server that says nothing
+        late.start()
+        try:
+            for line in process.stderr:
+                log.append(line)
+                if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                    break
+            else:
+                pytest.fail("".join(log))
+            late.cancel()
+            yield found[1], process.pid
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=AT_MOST)[1]
+        finally:
+            late.cancel()
+            process.kill()
         assert process.returncode == 0, rest
         assert "Traceback" not in rest
 
@@ -117,6 +126,16 @@ def test_it_remembers_and_stops(client, image_file):
     assert "".join(pieces) == stopped.message.content
 
 
+def test_a_seed_repeats_an_answer(client):
+    def sampled(**fields):
+        return ask(client, [{"role": "user", "content": QUESTION}], temperature=1.5, **fields)
+
+    first, again, other = (sampled(seed=seed).choices[0].message.content for seed in (7, 7, 8))
+    assert first == again != other
+    pieces = [chunk.choices[0].delta.content or "" for chunk in sampled(seed=7, stream=True)]
+    assert "".join(pieces).strip() == first.strip()
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -166,7 +185,15 @@ def test_a_stop_string_is_no_part_of_the_answer_however_it_is_cut(pieces):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 2}, {"stop": ["a"] * 5}, {"stop": ""}, {"stop": "a" * 65}],
+    [
+        {"temperature": -1},
+        {"max_tokens": 0},
+        {"top_p": 2},
+        {"stop": ["a"] * 5},
+        {"stop": ""},
+        {"stop": "a" * 65},
+        {"seed": 2**63},
+    ],
 )
 def test_settings_out_of_range_are_named(client, fields):
     with pytest.raises(openai.BadRequestError, match=next(iter(fields))):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from llava_sp.utils.files import (
     resolve_inside,
     staged,
     write_json,
+    write_json_lines,
 )
 
 
@@ -64,9 +66,19 @@ def test_lines_end_with_newlines_only(tmp_path: Path) -> None:
     assert read_json_lines(path, ["a"]) == [{"a": "one\u2028line"}, {"a": 2}]
 
 
-def test_a_folder_is_no_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        read_json(tmp_path)
+@pytest.mark.parametrize("read", [read_json, lambda path: read_json_lines(path, ["a"])])
+def test_what_cannot_be_read_is_told(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read: Is a directory"):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"none\.json does not exist"):
+        read(tmp_path / "none.json")
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+    rows = [{"a": "one\u2028line\n"}, {"a": 2}]
+    write_json_lines(tmp_path / "rows.jsonl", iter(rows))
+    assert read_json_lines(tmp_path / "rows.jsonl", ["a"]) == rows
+    assert (tmp_path / "rows.jsonl").read_text().count("\n") == 2
 
 
 def test_impossible_paths_are_told(tmp_path: Path) -> None:

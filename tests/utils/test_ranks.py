@@ -14,6 +14,7 @@ import pytest
 
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.ranks import PATIENCE, run_torchrun, stop_signals
+from tests.reliability.runs import AT_MOST, wait_until
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,17 @@ def test_a_crash_ends_the_other_ranks_which_cannot_save_any_more(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "rank.sh"
-    script.write_text("[ $RANK = 0 ] && exit 3\ntrap 'echo asked to save' TERM\nwhile :; do sleep 0.05; done")
+    script.write_text(
+        f"""
+if [ $RANK = 0 ]; then  # once the other one could tell of a SIGTERM
+    for _ in $(seq 12000); do [ -e '{tmp_path}/ready' ] && exit 3; sleep 0.05; done
+    exit 4
+fi
+trap 'echo asked to save' TERM
+touch '{tmp_path}/ready'
+while :; do sleep 0.05; done
+"""
+    )
     ranks = ["--nproc_per_node=2", "--standalone", "--no-python", "/bin/sh", str(script)]
     assert run_torchrun(ranks, mend="") == 3
     assert capfd.readouterr().out == ""
@@ -68,18 +79,24 @@ class Launched:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        while not all((folder / f"runs-{rank}").exists() for rank in range(2)):
-            assert self.process.poll() is None
-            time.sleep(0.05)
+        self.folder = folder
+        self.ranks: list[psutil.Process] = []
+
+    def wait(self) -> None:
+        """Waits until the ranks run."""
+        notes = [self.folder / f"runs-{rank}" for rank in range(2)]
+        wait_until(lambda: self.process.poll() is not None or all(note.exists() for note in notes))
+        assert self.process.poll() is None
         self.ranks = psutil.Process(self.process.pid).children()
+        assert all(note.exists() for note in notes)
 
     def signal(self, sent: signal.Signals) -> None:
         self.process.send_signal(sent)
 
     def end(self) -> tuple[int, str]:
         """Waits for the end; returns the exit code and the output. No rank is left."""
-        told, _ = self.process.communicate(timeout=60)
-        assert psutil.wait_procs(self.ranks, timeout=10)[1] == []
+        told, _ = self.process.communicate(timeout=AT_MOST)
+        assert psutil.wait_procs(self.ranks, timeout=60)[1] == []
         return self.process.returncode, told
 
 
@@ -90,6 +107,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
 
     def launch(script: str, interpreter: str = "/bin/sh") -> Launched:
         started.append(Launched(tmp_path, interpreter, script))
+        started[-1].wait()
         return started[-1]
 
     yield launch
@@ -119,8 +137,12 @@ def test_a_second_signal_ends_ranks_that_take_their_time(launch: Callable[..., L
     launched.signal(sent)
     launched.signal(sent)  # at once: the same request by another way
     time.sleep(PATIENCE + 0.2)
-    assert all(rank.is_running() for rank in launched.ranks)
-    launched.signal(sent)
+    alive = launched.ranks
+    assert all(rank.is_running() for rank in alive)
+    for _ in range(12):  # again and again, for the launcher may have noticed the first ones late
+        launched.signal(sent)
+        if not (alive := psutil.wait_procs(alive, timeout=5)[1]):
+            break
     code, told = launched.end()
     assert code == 128 + sent
     assert ("interrupted" if sent == signal.SIGINT else "by SIGTERM") in told
@@ -134,7 +156,7 @@ def test_an_interrupted_launcher_says_so_in_a_line(tmp_path: Path, ended: signal
     script = tmp_path / "rank.sh"
     script.write_text(f"kill -{ended.value} $PPID\nexec tail -f /dev/null")  # waits until it is ended
     command = [sys.executable, "-c", LAUNCHER, "/bin/sh", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=AT_MOST)
     assert done.returncode == code
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -173,5 +195,6 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
 def test_a_command_ends_with_what_started_it(command: str) -> None:
     """As with the quickstart; here, whatever started it is gone already."""
     environment = {**os.environ, "LLAVA_SP_LAUNCHER": "1"}
-    done = subprocess.run([sys.executable, "-m", command, "--help"], env=environment, check=False, capture_output=True)
+    started = [sys.executable, "-m", command, "--help"]
+    done = subprocess.run(started, env=environment, check=False, capture_output=True, timeout=AT_MOST)
     assert done.returncode == -signal.SIGKILL

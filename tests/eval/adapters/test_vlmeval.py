@@ -39,7 +39,7 @@ def test_what_the_model_cannot_see_is_refused(model, image_folder):
         model.generate_inner([{"type": "video", "value": "clip.mp4"}], dataset="shapes")
 
 
-def test_what_cannot_be_answered_is_empty_and_told(model, image_folder, tmp_path, caplog):
+def test_what_cannot_be_answered_is_empty_and_told(model, tmp_path, caplog):
     missing = {"type": "image", "value": str(tmp_path / "missing.png")}
     assert model.generate_inner([missing, {"type": "text", "value": "What?"}], dataset="shapes") == ""
     assert "missing.png" in caplog.text
