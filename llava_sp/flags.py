@@ -1,6 +1,7 @@
 """Flags that the commands which answer questions share, with LLaVA's names and meaning."""
 
 import argparse
+import os
 
 import torch
 
@@ -54,12 +55,18 @@ def check_model_flags(options: argparse.Namespace) -> None:
 
 
 def load_model(options: argparse.Namespace) -> tuple[LlavaSPForCausalLM, LlavaSPProcessor, Template]:
-    """Loads the model, its processor and the conversation to ask in; warns if it is not the model's own."""
+    """Loads the model, its processor and the conversation to ask in; warns if it is not the model's own.
+
+    A rank among several takes a GPU of its own.
+    """
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     model, processor = load(
         options.model_path,
         options.model_base,
         options.dtype,
-        options.device,
+        device,
         options.quantization,
         allow_other_base=options.allow_other_base,
     )

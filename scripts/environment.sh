@@ -1,7 +1,7 @@
-# Sourced by the other scripts: makes .venv and installs the project into it, once, then activates it.
+# Sourced, by the other scripts too: makes .venv and installs the project into it, once, then activates it.
 #   PYTHON=python3.12 bash scripts/quickstart.sh    another interpreter (3.11 or later)
 #   TORCH="torch==2.11.0" bash scripts/test.sh      another PyTorch
-#   VENV=.venv-old PINS="transformers==5.16.1" bash scripts/test.sh      other versions, in a folder of their own
+#   VENV=.venv-old PINS="transformers==5.18.0" bash scripts/test.sh      other versions, in a folder of their own
 # If the interpreter already sees a PyTorch with CUDA, that one is used, and nothing of it is downloaded.
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-}
@@ -10,7 +10,7 @@ PINS=${PINS:-}
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: $PYTHON is $("$PYTHON" --version 2>&1 || echo missing); Python 3.11 or later is needed (set PYTHON)." >&2
-    exit 2
+    return 2
 }
 
 installed=$VENV/installed-for
@@ -28,19 +28,19 @@ else
         cuda='import torch, sys; sys.exit(not torch.version.cuda)'
         if "$PYTHON" -c "$cuda" 2>/dev/null; then
             echo "   using the PyTorch with CUDA that $PYTHON has"
-            "$PYTHON" -m venv --system-site-packages "$VENV"
+            "$PYTHON" -m venv --system-site-packages "$VENV" || return
         else
-            "$PYTHON" -m venv "$VENV"
+            "$PYTHON" -m venv "$VENV" || return
         fi
     fi
     source "$VENV/bin/activate"
     # PyTorch first: an open requirement of another package would choose its own build.
     if [ -n "$TORCH" ] || ! python -c 'import torch' 2>/dev/null; then
         echo "   ${TORCH:=torch==2.13.0}"
-        python -m pip install --quiet "$TORCH"
+        python -m pip install --quiet "$TORCH" || return
     fi
     echo "   llava_sp and what it needs"
     # shellcheck disable=SC2086 - several pins are several words
-    python -m pip install --quiet --editable ".[dev]" $PINS
+    python -m pip install --quiet --editable ".[dev]" $PINS || return
     echo "$wanted" >"$installed"
 fi

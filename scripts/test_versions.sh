@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All checks and tests under the lowest supported and the newest transformers, each in an environment of its own:
 #   bash scripts/test_versions.sh                    both
-#   bash scripts/test_versions.sh 5.17.0 5.19.0      others
+#   bash scripts/test_versions.sh 5.19.0 5.21.1      others
 #   TESTS="tests/model tests/parity" bash scripts/test_versions.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from llava_sp.data.records import Records, open_records
 from llava_sp.data.sampler import ModalityLengthSampler
+from llava_sp.utils.commands import summary
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 
@@ -36,7 +37,7 @@ _WORDS = "the a of on in left right red small cat table what is there how many p
 
 def main(arguments: list[str]) -> None:
     """Makes the file, measures, prints the figures beside the promises."""
-    parser = argparse.ArgumentParser(prog="python -m llava_sp.bench dataset", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.bench dataset", description=summary(__doc__))
     parser.add_argument("--records", type=int, default=665_000, help="samples in the file (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to put the file, 1.6 KB a sample; removed at the end")
     options = parser.parse_args(arguments)

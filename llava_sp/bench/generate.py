@@ -18,10 +18,10 @@ from llava_sp.data.conversation import get_template
 from llava_sp.eval.inference import Failure, GenerationSettings, generate_answers
 from llava_sp.eval.questions import Question
 from llava_sp.model import loading
+from llava_sp.playground import BASE
+from llava_sp.utils.commands import summary
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
-
-BASE = Path(__file__).parents[1] / "playground" / "base"
 
 
 def main(arguments: list[str]) -> None:
@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parses the benchmark's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_sp.bench generate", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.bench generate", description=summary(__doc__))
     add = parser.add_argument
     add("--model-path", help="checkpoint (default: the tiny world's parts)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:N")

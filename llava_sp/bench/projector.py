@@ -20,6 +20,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from llava_sp.model.configuration_llava_sp import LlavaSPConfig
 from llava_sp.model.spatial.detail_integrator import DetailAttention, DetailFeatureIntegrator
 from llava_sp.model.spatial.feature_extractor import FullKernel, SpatialFeatureExtractor
+from llava_sp.utils.commands import summary
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 
@@ -194,9 +195,7 @@ def small_sizes() -> LlavaSPConfig:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the benchmark's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_sp.bench projector", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.bench projector", description=summary(__doc__))
     parser.add_argument(
         "--batch-sizes",
         type=int,
@@ -204,9 +203,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=[1, 8, 32],
         help="images per step; on a CPU the convolutions' backward pass takes minutes beyond 1",
     )
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="types (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="runs per measurement at most, after one to warm up")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=device, help="where (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="sizes that take seconds")
     return parser.parse_args(argv)
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from llava_sp.model.parts import configure, load_tokenizer
 from llava_sp.model.spatial.projector import LlavaSPProjector
+from llava_sp.playground import BASE
 from llava_sp.train import checkpoint, saving, trainer
 from llava_sp.train.callbacks import RunCallback
 from llava_sp.train.quarantine import Quarantine
@@ -32,12 +33,11 @@ from llava_sp.train.runtime import training_command
 from llava_sp.train.signals import StopSignals
 from llava_sp.train.trainer import LlavaSPTrainer
 from llava_sp.train.watchdog import Watchdog
+from llava_sp.utils.commands import summary
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.manifest import hash_files
 from llava_sp.utils.ranks import is_main, run_torchrun, world_size
-
-BASE = Path(__file__).parents[1] / "playground" / "base"
 
 GUARDS: list[tuple[Any, str]] = [
     (trainer, "agree"),
@@ -72,16 +72,15 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parses the benchmark's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_sp.bench reliability", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.bench reliability", description=summary(__doc__))
     add = parser.add_argument
     add("--steps", type=int, default=200, help="optimizer steps, half of them guarded (default: %(default)s)")
     add("--ranks", type=int, default=2, help="processes of these steps, under ZeRO-2 (default: %(default)s)")
     add("--checkpoints", type=int, default=8, help="checkpoints (default: %(default)s)")
     add("--size", type=float, default=1.0, help="size of one in GB (default: %(default)s)")
     add("--folder", help="where files are written for the while (default: the temporary folder)")
-    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="where ranks train (default: %(default)s)")
     add("--rank", help=argparse.SUPPRESS)
     add("--what", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

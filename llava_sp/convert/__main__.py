@@ -1,4 +1,4 @@
-"""Converts checkpoints: `python -m llava_sp.convert official --checkpoint DIR --output DIR`."""
+"""`python -m llava_sp.convert COMMAND`: converts checkpoints."""
 
 import argparse
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from llava_sp.convert.export import merge, to_official
 from llava_sp.convert.hub import to_hub
 from llava_sp.convert.official import import_official
 from llava_sp.convert.verify import Agreement
+from llava_sp.utils.commands import summary
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import command_line
 from llava_sp.utils.logging import setup_logging
@@ -20,9 +21,9 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 @command_line
 def main() -> None:
     """Runs one conversion and reports it."""
-    parser = argparse.ArgumentParser(prog="python -m llava_sp.convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.convert", description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
-    official = _add(commands, _import, "official", "import an official LLaVA-SP checkpoint, or LLaVA-1.5's")
+    official = _add(commands, _import, "official", "import an official LLaVA-SP checkpoint")
     llava = _add(commands, _import, "llava", "import LLaVA-1.5, in its own layout or in llava-hf's")
     merged = _add(commands, _merge, "merge-lora", "write an adapter (or projector) and what it stands on as one")
     exported = _add(commands, _to_official, "to-official", "write a checkpoint for the official scripts")

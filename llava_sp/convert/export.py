@@ -65,7 +65,7 @@ def merge(
         checkpoint = read_checkpoint(path, base, allow_other_base=allow_other_base)
         dtype = dtype or saved_dtype(checkpoint.tensors)
         write_checkpoint(folder, checkpoint, dtype)
-        return verify_copy(path, base, folder, dtype) if verify else None
+        return verify_copy(path, base, folder, dtype, allow_other_base=allow_other_base) if verify else None
 
 
 def to_official(
@@ -117,7 +117,9 @@ def to_official(
         _copy_tokenizer(tokenizer or config.text_config.name_or_path, folder)
         tensors = _official_tensors(checkpoint, layout, tower_inside=tower_inside)
         write_weights(folder, tensors, dtype)
-        return verify_export(path, base, folder, tower_home, dtype) if verify else None
+        if not verify:
+            return None
+        return verify_export(path, base, folder, tower_home, dtype, allow_other_base=allow_other_base)
 
 
 def _official_tensors(checkpoint: Checkpoint, layout: Layout, *, tower_inside: bool) -> Tensors:

@@ -76,7 +76,7 @@ def to_hub(
         imported = ", ".join(sorted({*CLASSES.values(), *PROCESSORS.values()}))
         write_text(folder / f"{STUB}.py", f"from llava_sp import {imported}  # noqa: F401\n")
         write_text(folder / "README.md", model_card(checkpoint, dtype, licence, measured, training))
-        return verify_copy(path, base, folder, dtype) if verify else None
+        return verify_copy(path, base, folder, dtype, allow_other_base=allow_other_base) if verify else None
 
 
 def model_card(

@@ -147,14 +147,9 @@ def _processor(
     )
 
 
-@torch.random.fork_rng(devices=[])
 def initialise(config: LlavaSPConfig, dtype: torch.dtype, seed: int) -> Tensors:
     """Returns a new projector, by the names of `LlavaSPProjector`: the same as a model built from parts has."""
-    model = empty_model(config)
-    projector = model.model.multi_modal_projector.to_empty(device="cpu").to(dtype)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        projector.apply(model._init_weights)
+    projector = parts.new_projector(empty_model(config), "cpu", dtype, seed)
     return {name: LazyTensor.of(tensor, name) for name, tensor in projector.state_dict().items()}
 
 

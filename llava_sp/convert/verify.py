@@ -92,24 +92,30 @@ def verify_import(
     return compare(expected, found, LlavaSPConfig.from_pretrained(folder), dtype)
 
 
-def verify_copy(path: str, base: str | None, folder: Path, dtype: torch.dtype) -> Agreement:
+def verify_copy(path: str, base: str | None, folder: Path, dtype: torch.dtype, *, allow_other_base: bool) -> Agreement:
     """Compares a checkpoint of ours with another form of it; an adapter runs unmerged."""
     return compare(
-        lambda prompts: run(loading.load(path, base=base, merge=False)[0], prompts),
+        lambda prompts: run(_unmerged(path, base, allow_other_base), prompts),
         lambda prompts: run(loading.load(folder)[0], prompts),
         LlavaSPConfig.from_pretrained(folder),
         dtype,
     )
 
 
-def verify_export(path: str, base: str | None, folder: Path, tower_home: str, dtype: torch.dtype) -> Agreement:
+def verify_export(
+    path: str, base: str | None, folder: Path, tower_home: str, dtype: torch.dtype, *, allow_other_base: bool
+) -> Agreement:
     """Compares a checkpoint of ours with its official form, evaluated as an official checkpoint."""
     return compare(
-        lambda prompts: run(loading.load(path, base=base, merge=False)[0], prompts),
+        lambda prompts: run(_unmerged(path, base, allow_other_base), prompts),
         lambda prompts: run_official(read_source(str(folder)), tower_home, prompts),
         LlavaSPConfig.from_pretrained(path),
         dtype,
     )
+
+
+def _unmerged(path: str, base: str | None, allow_other_base: bool) -> Any:
+    return loading.load(path, base=base, merge=False, allow_other_base=allow_other_base)[0]
 
 
 @torch.no_grad()

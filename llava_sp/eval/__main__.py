@@ -8,8 +8,8 @@ from pathlib import Path
 from llava_sp.eval.answering import model_name
 from llava_sp.eval.benchmarks import BENCHMARKS, get_benchmark
 from llava_sp.eval.benchmarks.base import Benchmark
-from llava_sp.eval.flags import add_model_flags, check_model_flags, parse_flags
 from llava_sp.eval.suite import evaluate
+from llava_sp.flags import add_model_flags, check_model_flags, parse_flags
 from llava_sp.model.loading import read_card
 from llava_sp.model.parts import absolute
 from llava_sp.utils.console import out
@@ -69,9 +69,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_model_flags(parser)
     add("--data-root", type=Path, default="playground/data/eval", help="LLaVA's folder of data (default: %(default)s)")
     add("--output", type=Path, help="folder for answers, scores, submissions (default: results/NAME_OF_THE_MODEL)")
-    add("--batch-size", type=int, default=8, help="questions at a time; the answers are the same as for 1")
+    add("--batch-size", type=int, default=8, help="questions at a time; no answer depends on it (default: %(default)s)")
     add("--limit", type=int, help="only the first questions of each benchmark, for a look; marked in the scores")
-    add("--strict", action="store_true", help="score without the quirks of LLaVA's scripts")
+    add("--strict", action="store_true", help="score without the quirks of the published scorers")
     add("--nproc-per-node", type=int, help="processes; default: one per GPU")
     options = parse_flags(parser, arguments)
     if options.output is None:
@@ -83,9 +83,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _names(arguments: list[str]) -> str:
-    """Returns what `--benchmark` says, without asking for the flags that the list does not need."""
+    """Returns what `--benchmark` says, without asking for the flags that the list does not need, or for a name."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--benchmark", default="")
+    parser.add_argument("--benchmark", nargs="?", const="", default="")
     return parser.parse_known_args(arguments)[0].benchmark
 
 

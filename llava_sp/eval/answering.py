@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from llava_sp.data.conversation import Template
 from llava_sp.eval.answers import AnswersFile, record
-from llava_sp.eval.flags import load_model
 from llava_sp.eval.inference import Failure, GenerationSettings, generate_answers
 from llava_sp.eval.provenance import checkpoint_digest
 from llava_sp.eval.questions import Question
+from llava_sp.flags import load_model
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.parts import absolute
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, write_json, write_text
+from llava_sp.utils.files import read_json, write_json, write_json_lines
 
 Key = tuple[str | int, str]
 """Tells a question's answer from others: id and prompt, see `Question.key`."""
@@ -146,9 +146,9 @@ class AnswersFile:
             self._gather()
             write_json(self.settings_path, self.settings)  # there are none yet if there was no question
             keys = [question.key for question in questions]
-            write_text(self.path, _lines(self.answered[key].fields for key in keys if key in self.answered))
+            write_json_lines(self.path, (self.answered[key].fields for key in keys if key in self.answered))
             if self.failed:
-                write_text(self.failures_path, _lines(map(_failure, self.failed.items())))
+                write_json_lines(self.failures_path, map(_failure, self.failed.items()))
             else:
                 self.failures_path.unlink(missing_ok=True)
 
@@ -160,7 +160,7 @@ class AnswersFile:
             self._read(part)
         if parts or torn:
             rows = [*(answer.fields for answer in self.answered.values()), *map(_failure, self.failed.items())]
-            write_text(self.path, _lines(rows))
+            write_json_lines(self.path, rows)
         for part in parts:
             part.unlink()
 
@@ -227,10 +227,6 @@ def _answer(row: dict[str, Any]) -> Answer:
 def _failure(item: tuple[Key, str]) -> dict[str, Any]:
     (identity, prompt), reason = item
     return {"question_id": identity, "prompt": prompt, "failure": reason}
-
-
-def _lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 _MEND = "Name another output, or move this one away."

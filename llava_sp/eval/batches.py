@@ -3,7 +3,6 @@
 Shapes: B batch, L sequence.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_sp.constants import IMAGE_TOKEN
 from llava_sp.data.conversation import Template
-from llava_sp.data.images import decode_image, load_image
-from llava_sp.eval.questions import Question
+from llava_sp.eval.questions import Question, open_image
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.utils.errors import UserError
@@ -30,15 +28,10 @@ def load_pixels(question: Question, image_folder: str | Path, processor: LlavaSP
     """Returns what the image processor makes of a question's image, as a batch of one.
 
     Raises:
-        UserError: The image cannot be read.
+        SampleError: The image cannot be read.
     """
-    if question.image is None:
-        return {}
-    if isinstance(question.image, bytes):
-        image = decode_image(io.BytesIO(question.image), f"The image of question {question.id!r}")
-    else:
-        image = load_image(image_folder, question.image)
-    return dict(processor.image_processor(image, return_tensors="pt"))
+    image = open_image(question, image_folder)
+    return {} if image is None else dict(processor.image_processor(image, return_tensors="pt"))
 
 
 def prompt_ids(

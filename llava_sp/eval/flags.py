@@ -1,18 +1,8 @@
-"""Flags that the evaluation's commands share, with LLaVA's names and meaning; those of the model are in `flags`."""
+"""Flags for how answers are generated, with LLaVA's names and meaning; those of the model are in `llava_sp.flags`."""
 
 import argparse
 
 from llava_sp.eval.inference import GenerationSettings
-from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse_flags
-
-__all__ = [
-    "add_generation_flags",
-    "add_model_flags",
-    "check_model_flags",
-    "generation_settings",
-    "load_model",
-    "parse_flags",
-]
 
 
 def add_generation_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:

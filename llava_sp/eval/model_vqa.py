@@ -6,14 +6,10 @@ from collections.abc import Callable
 
 from llava_sp.eval.answering import Respondent, report_failures, what_decides_the_answers
 from llava_sp.eval.answers import AnswersFile
-from llava_sp.eval.flags import (
-    add_generation_flags,
-    add_model_flags,
-    check_model_flags,
-    generation_settings,
-    parse_flags,
-)
+from llava_sp.eval.flags import add_generation_flags, generation_settings
 from llava_sp.eval.questions import Question, check_images, read_questions, take_chunk
+from llava_sp.flags import add_model_flags, check_model_flags, parse_flags
+from llava_sp.utils.commands import summary
 from llava_sp.utils.errors import command_line
 from llava_sp.utils.logging import get_logger, setup_logging
 from llava_sp.utils.ranks import end_with_launcher
@@ -21,12 +17,17 @@ from llava_sp.utils.ranks import end_with_launcher
 logger = get_logger(__name__)
 
 
-@command_line
-def main() -> None:
-    """Answers the questions that the command line names."""
-    end_with_launcher()
-    setup_logging()
-    answer_file(parse(sys.argv[1:]))
+def command(parse: Callable[[list[str]], argparse.Namespace]) -> Callable[[], None]:
+    """Returns the entry point of a command that answers the question file which its flags name."""
+
+    @command_line
+    def main() -> None:
+        """Answers the questions that the command line names."""
+        end_with_launcher()
+        setup_logging()
+        answer_file(parse(sys.argv[1:]))
+
+    return main
 
 
 def answer_file(options: argparse.Namespace) -> None:
@@ -64,7 +65,8 @@ def answer_file(options: argparse.Namespace) -> None:
 
 def make_parser(
     name: str,
-    read: Callable[[argparse.Namespace], list[Question]],
+    doc: str | None,
+    read: Callable[[argparse.Namespace], list[Question]] = lambda options: read_questions(options.question_file),
     *,
     question_file: str = "JSON lines: question_id, text, image (optional)",
     max_new_tokens: int = 1024,
@@ -73,11 +75,12 @@ def make_parser(
 
     Args:
         name: Name of the command's module.
+        doc: That module's docstring.
         read: Reads the question file that the flags name.
         question_file: What that file holds.
         max_new_tokens: LLaVA's longest answer in this command.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m llava_sp.eval.{name}", description="Answers a question file.")
+    parser = argparse.ArgumentParser(prog=f"python -m llava_sp.eval.{name}", description=summary(doc))
     parser.set_defaults(read=read)
     add_model_flags(parser)
     add = parser.add_argument
@@ -86,15 +89,17 @@ def make_parser(
     add("--answers-file", default="answer.jsonl", help="JSON lines; an interrupted file is continued")
     add("--num-chunks", type=int, default=1, help="parts that the questions are split into")
     add("--chunk-idx", type=int, default=0, help="the part to answer, from 0")
-    add("--batch-size", type=int, default=1, help="questions at a time; the answers are the same as for 1")
+    add("--batch-size", type=int, default=1, help="questions at a time; no answer depends on it (default: %(default)s)")
     add_generation_flags(parser, max_new_tokens=max_new_tokens)
     return parser
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
-    return parse_flags(make_parser("model_vqa", lambda options: read_questions(options.question_file)), argv)
+    return parse_flags(make_parser("model_vqa", __doc__), argv)
 
+
+main = command(parse)
 
 if __name__ == "__main__":
     main()

@@ -1,27 +1,17 @@
 """`python -m llava_sp.eval.model_vqa_mmbench`: answers a table of MMBench, which holds the images."""
 
 import argparse
-import sys
 
-from llava_sp.eval.flags import parse_flags
-from llava_sp.eval.model_vqa import answer_file, make_parser
+from llava_sp.eval.model_vqa import command, make_parser
 from llava_sp.eval.questions import Question
 from llava_sp.eval.tables import read_mmbench
-from llava_sp.utils.errors import command_line
-from llava_sp.utils.logging import setup_logging
-
-
-@command_line
-def main() -> None:
-    """Answers the questions that the command line names."""
-    setup_logging()
-    answer_file(parse(sys.argv[1:]))
+from llava_sp.flags import parse_flags
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
     table = "tab-separated: index, question, hint, A, B, C, D, image"
-    parser = make_parser("model_vqa_mmbench", _read, question_file=table)
+    parser = make_parser("model_vqa_mmbench", __doc__, _read, question_file=table)
     add = parser.add_argument
     add("--lang", choices=["en", "cn"], default="en", help="language in which --single-pred-prompt asks")
     add("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
@@ -37,6 +27,8 @@ def _read(options: argparse.Namespace) -> list[Question]:
         all_rounds=options.all_rounds,
     )
 
+
+main = command(parse)
 
 if __name__ == "__main__":
     main()

@@ -1,14 +1,18 @@
 """Question files: JSON lines `{"question_id", "image" (optional), "text"}`, as LLaVA's benchmarks have them."""
 
+import io
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from llava_sp.constants import IMAGE_TOKEN
+from llava_sp.data.images import decode_image, load_image
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import parse_json, resolve_inside
+from llava_sp.utils.files import iter_json_lines, resolve_inside
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,13 @@ def read_questions(path: str | Path) -> list[Question]:
     """
     questions: list[Question] = []
     images: dict[tuple[str | int, str], Any] = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                question = _parse(line, where=f"{path}, line {number}")
-                if images.setdefault(question.key, question.image) != question.image:
-                    raise UserError(
-                        f"{path}, line {number}: the question_id {question.id!r} is there twice, with the same text "
-                        "and another image."
-                    )
-                questions.append(question)
-    except OSError as error:
-        raise UserError(f"Cannot read the question file {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The question file {path} is not UTF-8 text: {error}.") from error
+    for where, fields in iter_json_lines(path):
+        question = _question(fields, where)
+        if images.setdefault(question.key, question.image) != question.image:
+            raise UserError(
+                f"{where}: the question_id {question.id!r} is there twice, with the same text and another image."
+            )
+        questions.append(question)
     return questions
 
 
@@ -97,8 +92,20 @@ def check_images(questions: Sequence[Question], image_folder: str | Path) -> Non
             )
 
 
-def _parse(line: str, where: str) -> Question:
-    fields = parse_json(line, where)
+def open_image(question: Question, image_folder: str | Path) -> Image | None:
+    """Returns a question's image, see `load_image`; `None` if it has none.
+
+    Raises:
+        SampleError: The image cannot be read; the message names it.
+    """
+    if question.image is None:
+        return None
+    if isinstance(question.image, bytes):
+        return decode_image(io.BytesIO(question.image), f"The image of question {question.id!r}")
+    return load_image(image_folder, question.image)
+
+
+def _question(fields: Any, where: str) -> Question:
     if not isinstance(fields, dict):
         raise UserError(f"{where} must be an object with question_id and text, one per line.")
     identity, text, image = fields.get("question_id"), fields.get("text"), fields.get("image")

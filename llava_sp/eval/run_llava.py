@@ -5,16 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from llava_sp.eval.flags import (
-    add_generation_flags,
-    add_model_flags,
-    check_model_flags,
-    generation_settings,
-    load_model,
-    parse_flags,
-)
+from llava_sp.eval.flags import add_generation_flags, generation_settings
 from llava_sp.eval.inference import Failure, generate_answers
 from llava_sp.eval.questions import Question
+from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse_flags
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.logging import setup_logging

@@ -9,7 +9,7 @@ from llava_sp.eval.answers import read_answers
 from llava_sp.eval.benchmarks import BENCHMARKS, get_benchmark
 from llava_sp.eval.benchmarks.base import Scores
 from llava_sp.eval.benchmarks.judge import API_KEY, BASE_URL, MODEL
-from llava_sp.eval.flags import parse_flags
+from llava_sp.flags import parse_flags
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.files import sha256_file, write_json
@@ -28,20 +28,23 @@ def main() -> None:
     add = parser.add_argument
     add("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
     add("--answers-file", type=Path, required=True, help="JSON lines in LLaVA's format")
-    add("--data-root", type=Path, required=True, help="folder with the benchmark's files under LLaVA's names")
+    add("--data-root", type=Path, required=True, help="LLaVA's folder of data, or this benchmark's own in it")
     add("--output", type=Path, required=True, help="JSON of scores; for a server's benchmark, the file to hand in")
-    add("--strict", action="store_true", help="mend what is odd about the published scorers (default: as they do)")
+    add("--strict", action="store_true", help="score without the quirks of the published scorers")
     options = parse_flags(parser, sys.argv[1:])
 
     benchmark = get_benchmark(options.benchmark)
     answers = read_answers(options.answers_file)
+    root = options.data_root / benchmark.folder
+    if not root.is_dir():
+        root = options.data_root
     try:
         if benchmark.scored == "server":
-            benchmark.submission(answers, options.data_root, options.output)
+            benchmark.submission(answers, root, options.output)
             out(f"{options.output} is to be handed in to the server of {benchmark.title}")
             return
         reviews = options.output.with_suffix(".reviews.jsonl")
-        scores = benchmark.score(answers, options.data_root, strict=options.strict, reviews=reviews)
+        scores = benchmark.score(answers, root, strict=options.strict, reviews=reviews)
         answered = {"answers_file": str(options.answers_file), "answers_sha256": sha256_file(options.answers_file)}
         write_json(
             options.output, {"benchmark": benchmark.name, **answered, "strict": options.strict, **asdict(scores)}
@@ -49,7 +52,7 @@ def main() -> None:
         out(format_scores(benchmark.title, scores))
         if benchmark.suffix is not None:
             handed_in = options.output.with_suffix(f".submission{benchmark.suffix}")
-            benchmark.submission(answers, options.data_root, handed_in)
+            benchmark.submission(answers, root, handed_in)
             out(f"for the benchmark's own evaluator: {handed_in}")
     except OSError as error:
         raise UserError(f"{error.filename or options.output}: {error.strerror}.") from error

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,8 +63,6 @@ def evaluate(benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> bo
         UserError: The model cannot be loaded, or the output folder is another model's.
     """
     with _joined():
-        if world_size() > 1 and options.device == "cuda":
-            options.device = f"cuda:{os.environ['LOCAL_RANK']}"
         jobs, reasons = _prepare_together(benchmarks, options)
         respondent = Respondent(options)
         for job in jobs:

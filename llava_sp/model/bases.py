@@ -53,8 +53,8 @@ def check_base(path: str, card: Card, base: str | None, found: dict[str, str]) -
             used = base or card.parts.get(part) or card.parts["model"]
             raise UserError(
                 f"{path} was trained with another {name} than that of {used}: its weights differ. Give what it stands "
-                "on as its base (--model-base), or take this one all the same (allow_other_base=True, "
-                "--allow-other-base)."
+                "on as its base (--model-base, --base or --model_name_or_path), or take this one all the same "
+                "(allow_other_base=True, --allow-other-base)."
             )
 
 

@@ -28,7 +28,7 @@ from llava_sp.utils.errors import UserError
 PROJECTOR_NAME = "projector.safetensors"
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 
-LORA_FIELDS = {
+ADAPTER_FIELDS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save"),
     *("bias", "fan_in_fan_out", "use_dora", "lora_bias", "init_lora_weights"),
@@ -86,7 +86,7 @@ def read_lora_config(name: str) -> LoraConfig:
     odd = [
         field.name
         for field in fields(config)
-        if field.name not in LORA_FIELDS and getattr(config, field.name) != getattr(usual, field.name)
+        if field.name not in ADAPTER_FIELDS and getattr(config, field.name) != getattr(usual, field.name)
     ]
     if not isinstance(config.init_lora_weights, bool) and config.init_lora_weights != "gaussian":
         odd.append("init_lora_weights")  # others change the base, or read a file

@@ -28,6 +28,7 @@ from llava_sp.model.configuration_llava_sp import VOCABULARY_MULTIPLE, LlavaSPCo
 from llava_sp.model.image_processing_llava_sp import LlavaSPImageProcessor
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.model.spatial.projector import LlavaSPProjector
 from llava_sp.model.tiles import default_pinpoints
 from llava_sp.model.trust import check_folder, check_kind, read_config
 from llava_sp.model.variants import variant_fields
@@ -125,13 +126,22 @@ def assemble(
     model.model.vision_tower = tower.to(llm.dtype)
     model.model.language_model = llm.base_model
     model.set_output_embeddings(llm.get_output_embeddings())
-    projector = model.model.multi_modal_projector.to_empty(device=llm.device).to(llm.dtype)
-    with torch.no_grad():
-        torch.manual_seed(seed)
-        projector.apply(model._init_weights)
+    new_projector(model, llm.device, llm.dtype, seed)
     model.generation_config = _neutral_generation_config(llm.generation_config)
     model.tie_weights()
     return model.eval()
+
+
+@torch.random.fork_rng(devices=[])
+def new_projector(
+    model: LlavaSPForCausalLM, device: torch.device | str, dtype: torch.dtype, seed: int
+) -> LlavaSPProjector:
+    """Gives the projector of a model without values its first ones, and returns it; the random state is left alone."""
+    projector = model.model.multi_modal_projector.to_empty(device=device).to(dtype)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        projector.apply(model._init_weights)
+    return projector
 
 
 @torch.random.fork_rng(devices=[])

@@ -32,7 +32,7 @@ def quantization_config(
     if kind not in ("4bit", "8bit"):
         raise UserError(f"Unknown quantization {kind!r}; use '4bit', '8bit' or None.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("Quantised weights need bitsandbytes: pip install 'llava-sp[bitsandbytes]'.")
+        raise UserError("Quantised weights need bitsandbytes: pip install -e '.[bitsandbytes]'.")
     return BitsAndBytesConfig(
         load_in_4bit=kind == "4bit",
         load_in_8bit=kind == "8bit",

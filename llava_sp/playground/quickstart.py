@@ -1,7 +1,6 @@
 """Runs the whole recipe on the tiny world: both stages, VQA on held-out questions, scores, samples, loss curves."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from llava_sp.playground.scorer import TaskScore, score_answers
 from llava_sp.playground.world import WorldOptions, build_world
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, write_json
+from llava_sp.utils.files import read_json, read_json_lines, write_json
 from llava_sp.utils.ranks import LAUNCHER
 
 VARIANTS = ("cropping", "pooling", "none")
@@ -166,10 +165,10 @@ def score_table(scores: dict[Run, list[TaskScore]], controls: dict[Run, list[Tas
 
 def choose_samples(runs: list[Run], world: Path) -> list[dict[str, Any]]:
     """Returns the first question of three tasks, each about another image, with every run's answer."""
-    truths = {line["question_id"]: line["answer"] for line in _lines(world / "annotations.jsonl")}
-    answers = {run.name: {line["question_id"]: line["text"] for line in _lines(_answers(run))} for run in runs}
+    truths = _by_id(world / "annotations.jsonl", "answer")
+    answers = {run.name: _by_id(_answers(run), "text") for run in runs}
     chosen: dict[str, dict[str, Any]] = {}
-    for question in _lines(world / "questions.jsonl"):
+    for question in read_json_lines(world / "questions.jsonl", ("question_id", "image", "text", "category")):
         if question["category"] in chosen or question["image"] in {sample["image"] for sample in chosen.values()}:
             continue
         key = question["question_id"]
@@ -203,8 +202,9 @@ def _answers(run: Run, suffix: str = "") -> Path:
     return run.folder / f"answers{suffix}.jsonl"
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _by_id(path: Path, key: str) -> dict[str, str]:
+    """Returns one value of each line of a file, by question."""
+    return {line["question_id"]: line[key] for line in read_json_lines(path, ("question_id", key))}
 
 
 def _loss_curve(checkpoint: Path) -> list[tuple[int, float]]:
@@ -218,8 +218,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--variant", choices=VARIANTS, default="cropping", help="the model (default: %(default)s)")
     which.add_argument("--compare", action="store_true", help="all three models, side by side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train with (default: 0)")
-    parser.add_argument("--world", type=Path, default=Path("playground/world"), help="folder of the tiny world")
-    parser.add_argument("--output", type=Path, default=Path("playground/runs"), help="folder of the runs")
+    add = parser.add_argument
+    add("--world", type=Path, default="playground/world", help="folder of the tiny world (default: %(default)s)")
+    add("--output", type=Path, default="playground/runs", help="folder of the runs (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

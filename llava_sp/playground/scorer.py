@@ -1,13 +1,11 @@
 """Scores a model's answers about the tiny world, beside chance and the commonest answer."""
 
-import argparse
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava_sp.playground.language import TASKS
-from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.files import read_json_lines
 from llava_sp.utils.matching import is_right
@@ -73,28 +71,8 @@ def score_answers(answers_file: str | Path, annotations_file: str | Path) -> lis
     return [*scores, _mean(scores)]
 
 
-def format_scores(scores: list[TaskScore]) -> str:
-    """Lays scores out as a table of percentages."""
-    lines = [f"{'task':<10} {'questions':>9} {'accuracy':>9} {'+-95%':>6} {'chance':>7} {'commonest answer':>17}"]
-    for s in scores:
-        figures = f"{100 * s.accuracy:>9.1f} {100 * s.margin:>6.1f} {100 * s.chance:>7.1f} {100 * s.commonest:>17.1f}"
-        lines.append(f"{s.task:<10} {s.count:>9} {figures}")
-    return "\n".join(lines)
-
-
 def _mean(scores: list[TaskScore]) -> TaskScore:
     def mean(name: str) -> float:
         return sum(getattr(score, name) for score in scores) / len(scores)
 
     return TaskScore("mean", sum(s.count for s in scores), mean("accuracy"), mean("chance"), mean("commonest"))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `python -m llava_sp.playground score`."""
-    parser.add_argument("--answers-file", type=Path, required=True, help="JSONL from llava_sp.eval.model_vqa")
-    parser.add_argument("--annotations", type=Path, required=True, help="the world's annotations.jsonl")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Runs `python -m llava_sp.playground score`."""
-    out(format_scores(score_answers(args.answers_file, args.annotations)))

@@ -3,9 +3,6 @@
 import argparse
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +16,7 @@ from llava_sp.playground.language import Turn, caption, conversation, held_out_q
 from llava_sp.playground.scenes import HELD_OUT, TRAIN, draw, generator, sample_scene
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import making, read_json, sha256_file, write_json, write_text
+from llava_sp.utils.files import new_folder, read_json, sha256_file, write_json, write_json_lines, write_text
 
 FORMAT = 1  # raise it when the same options give other files
 MANIFEST = "world.json"
@@ -73,18 +70,11 @@ def build_world(output: Path, options: WorldOptions) -> bool:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         _check_is_world(output, options)
         return False
-    with making(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with new_folder(output) as scratch:
         _write_images(scratch, options)
         _write_training_data(scratch, options)
         _write_questions(scratch, options)
         write_json(scratch / MANIFEST, {"format": FORMAT, "options": asdict(options), "sha256": _digest(scratch)})
-        scratch.chmod(0o755)
-        scratch.replace(output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return True
 
 
@@ -153,13 +143,9 @@ def _write_questions(root: Path, options: WorldOptions) -> None:
             image = image_name(HELD_OUT, index)
             questions.append({"question_id": name, "image": image, "text": question.text, "category": question.task})
             annotations.append({"question_id": name, **asdict(question)})
-    _write_lines(root / "questions.jsonl", questions)
-    _write_lines(root / "questions_wrong_image.jsonl", with_wrong_images(questions))
-    _write_lines(root / "annotations.jsonl", annotations)
-
-
-def _write_lines(path: Path, records: Iterable[Record]) -> None:
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_json_lines(root / "questions.jsonl", questions)
+    write_json_lines(root / "questions_wrong_image.jsonl", with_wrong_images(questions))
+    write_json_lines(root / "annotations.jsonl", annotations)
 
 
 def _digest(root: Path) -> str:
@@ -185,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `python -m llava_sp.playground build`."""
     default = WorldOptions()
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of all scenes (default: %(default)s)")
     parser.add_argument("--train-images", type=int, default=default.train_images, help="images of stage 2")
     parser.add_argument("--caption-images", type=int, default=default.caption_images, help="of these, those of stage 1")
     parser.add_argument("--text-samples", type=int, default=default.text_samples, help="conversations without an image")

@@ -13,12 +13,13 @@ from llava_sp.data.images import load_image
 from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse_flags
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
+from llava_sp.utils.commands import summary
 from llava_sp.utils.console import out
 
 
 def main(argv: list[str]) -> None:
     """Loads the model and answers line by line, until an empty line or the end of the input."""
-    parser = argparse.ArgumentParser(prog="python -m llava_sp.serve chat", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.serve chat", description=summary(__doc__))
     add_model_flags(parser)
     parser.add_argument("--image-file", type=Path, help="the image to talk about; without one, text alone")
     parser.add_argument("--temperature", type=float, default=0.2, help="0 for greedy decoding (default: %(default)s)")

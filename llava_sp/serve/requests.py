@@ -60,7 +60,7 @@ class ChatRequest(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
 
 
 def template_messages(messages: list[Message], most_images: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -30,6 +31,7 @@ from llava_sp.flags import add_model_flags, check_model_flags, load_model, parse
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.serve.requests import ChatRequest, template_messages
+from llava_sp.utils.commands import summary
 from llava_sp.utils.errors import UserError
 
 MAX_NEW_TOKENS = 1024
@@ -44,7 +46,7 @@ MAX_CONNECTIONS = 64
 
 def main(argv: list[str]) -> None:
     """Loads the model and serves it until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m llava_sp.serve openai", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m llava_sp.serve openai", description=summary(__doc__))
     add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
@@ -256,6 +258,9 @@ class _Chat(ChatCompletionHandler):
         config.do_sample = body["temperature"] > 0
         if config.do_sample:
             config.temperature, config.top_p, config.top_k = body["temperature"], body["top_p"], 0
+        if body["seed"] is not None:
+            # The thread that generates takes what it is given in order; this request's answer is next.
+            self.generation_state.manager.submit(torch.manual_seed, body["seed"])
         return config
 
 

@@ -40,7 +40,7 @@ TICKS = 10
 
 
 WAITING = ("/torch/distributed/", "/torch/nn/parallel/", "/torch/autograd/graph.py", "/deepspeed/")
-"""Code in which a rank waits for others: collectives, and what makes some amid a forward pass, backward pass or update."""
+"""Code in which a rank waits for others: collectives, and what makes some amid a pass or an update."""
 
 
 @dataclass(frozen=True, order=True)

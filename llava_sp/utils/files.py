@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -86,14 +86,8 @@ def read_json(path: str | Path) -> Any:
     Raises:
         UserError: The file is missing, or is not JSON; the message gives the line.
     """
-    try:
+    with _reading(path):
         text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}.") from None
     return parse_json(text, str(path))
 
 
@@ -140,6 +134,19 @@ def _is_text(value: Any) -> bool:
     return True
 
 
+def iter_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Yields the values of a file of JSON lines, each with what errors call its place; empty lines are left out.
+
+    Raises:
+        UserError: The file is missing, or has a line that is not JSON; the message gives the line.
+    """
+    with _reading(path), open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, parse_json(line.rstrip("\n"), where)
+
+
 def read_json_lines(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Reads a file of JSON lines, each an object with at least `keys`.
 
@@ -147,22 +154,31 @@ def read_json_lines(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any
         UserError: The file is missing, empty, or has a line that is no such object; the message gives the line.
     """
     records = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside a string
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}.") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record = parse_json(line, f"{path}, line {number}")
+    for where, record in iter_json_lines(path):
         if not isinstance(record, dict) or any(key not in record for key in keys):
-            raise UserError(f"{path}, line {number} must be an object with {', '.join(keys)}.")
+            raise UserError(f"{where} must be an object with {', '.join(keys)}.")
         records.append(record)
     if not records:
         raise UserError(f"{path} is empty.")
     return records
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
+    """Writes JSON values to `path` atomically, a line each."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Says in one line why a text file cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from None
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,20 +1,18 @@
 """What the kits' adapters share: loading a checkpoint by arguments, and answers in the order of the questions."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_sp.data.conversation import Template
-from llava_sp.eval.flags import add_model_flags, check_model_flags, load_model
 from llava_sp.eval.inference import Failure, GenerationSettings, generate_answers
 from llava_sp.eval.questions import Question
+from llava_sp.flags import add_model_flags, check_model_flags, load_model
 from llava_sp.model.modeling_llava_sp import LlavaSPForCausalLM
 from llava_sp.model.processing_llava_sp import LlavaSPProcessor
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
-from llava_sp.utils.ranks import world_size
 
 logger = get_logger(__name__)
 
@@ -39,8 +37,6 @@ def load_checkpoint(path: str, **arguments: Any) -> Loaded:
         known = ", ".join(sorted(vars(options).keys() - {"model_path"}))
         raise UserError(f"There is no argument {unknown[0]!r} for a LLaVA-SP checkpoint; there are {known}.")
     vars(options).update(arguments)
-    if world_size() > 1 and options.device == "cuda":
-        options.device = f"cuda:{os.environ['LOCAL_RANK']}"
     check_model_flags(options)
     return load_model(options)
 

@@ -151,7 +151,7 @@ def _write_xlsx(path: Path, columns: list[str], rows: list[Row]) -> None:
         from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError:
-        raise UserError("MMBench's server takes an Excel table; to write one: pip install openpyxl.") from None
+        raise UserError("MMBench's server takes an Excel table; to write one: pip install -e '.[eval]'.") from None
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(columns)

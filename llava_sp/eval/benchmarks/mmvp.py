@@ -1,7 +1,6 @@
 """MMVP (arXiv 2401.06209): pairs of images that CLIP takes for alike, with one question and two answers."""
 
 import csv
-import json
 from pathlib import Path
 
 from llava_sp.eval.answers import Answer, Answers
@@ -10,7 +9,7 @@ from llava_sp.eval.inference import GenerationSettings
 from llava_sp.eval.questions import Question
 from llava_sp.eval.tables import LETTER_PROMPT
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import write_text
+from llava_sp.utils.files import write_json_lines
 
 SWAPPED = {99: "b", 100: "a", 279: "b", 280: "a"}
 """Rows whose published keys are the wrong way round, with the right ones (github.com/tsb0601/MMVP, issue 30)."""
@@ -78,14 +77,11 @@ class Mmvp(Benchmark):
         rows = self._rows(root)
         found, _ = self.align(answers, rows)
         lines = (
-            json.dumps(
-                {"question_id": index, "prompt": found[str(index)].prompt, "answer": f"({key})"}
-                | {"response": found[str(index)].text}
-            )
+            {"question_id": index, "prompt": answer.prompt, "answer": f"({key})", "response": answer.text}
             for index, (_, _, key) in rows.items()
-            if str(index) in found
+            if (answer := found.get(str(index)))
         )
-        write_text(output, "".join(f"{line}\n" for line in lines))
+        write_json_lines(output, lines)
 
     def _rows(self, root: Path) -> dict[int, tuple[str, list[str], str]]:
         """Returns question, the two options, and the key `a` or `b` of each row."""

@@ -1,6 +1,5 @@
 """SEED-Bench (arXiv 2307.16125), the questions about images."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from llava_sp.eval.answers import Answers
 from llava_sp.eval.benchmarks.base import EVAL_ZIP, Benchmark, DataFile, Expected, Scores, item_key, mean
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, write_text
+from llava_sp.utils.files import read_json, write_json_lines
 
 TRUTHS = "SEED-Bench.json"
 IMAGES = "SEED-Bench-image"
@@ -80,8 +79,7 @@ class SeedBench(Benchmark):
         given = {key: answer.text for key, answer in found.items()}
         media = {row["data_type"] for row in rows if str(row["question_id"]) in given}
         ids = [row["question_id"] for row in rows if row["data_type"] in media]
-        lines = (json.dumps({"question_id": key, "prediction": given.get(str(key), "")}) for key in ids)
-        write_text(output, "".join(f"{line}\n" for line in lines))
+        write_json_lines(output, ({"question_id": key, "prediction": given.get(str(key), "")} for key in ids))
 
     def _truths(self, root: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
         """Returns the questions, and the names of their types by number."""

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from llava_sp.eval.flags import parse_flags
 from llava_sp.eval.report.markdown import markdown
 from llava_sp.eval.report.page import page
 from llava_sp.eval.report.results import read_output
+from llava_sp.flags import parse_flags
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
 from llava_sp.utils.files import write_text

@@ -42,6 +42,7 @@ ON_PUBLISHED = (
     + "; ".join(f"{published.title}: {published.source}" for published in PUBLISHED)
     + ". They may have been made with other data files, servers or judges."
 )
+ON_SERVERS = "Its server scores it; the file to hand in is beside the answers."
 ON_COMPARISONS = (
     f"Differences are the first model's figure minus the other's. The {INTERVAL} is a paired bootstrap's, over the "
     "questions that both have: it says how the difference of the mean score varies with the choice of questions, and "

@@ -28,7 +28,7 @@ def markdown(outputs: list[Output]) -> str:
 def _section(result: Result) -> list[str]:
     parts = [f"## {_escape(result.title)}"]
     if result.headline is None:
-        return [*parts, "Its server scores it; the file to hand in is beside the answers."]
+        return [*parts, content.ON_SERVERS]
     parts.append(_escape(result.fields["rule"]))
     parts.append(_list([f"{name}: {value}" for name, value in result.remarks.items()]))
     figures = {"figure": result.metrics, "category": result.categories}

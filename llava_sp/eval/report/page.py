@@ -91,7 +91,7 @@ def _section(result: Result, count: int, data_root: Path | None) -> str:
     made_with = json.dumps(result.made_with, indent=2, ensure_ascii=False)
     told = _folded("What it was made with", f"<pre>{escape(made_with)}</pre>")
     if result.headline is None:
-        return _part(result.title, _dim("Its server scores it; the file to hand in is beside the answers."), told)
+        return _part(result.title, _dim(content.ON_SERVERS), told)
     figures = [[name, f"{value:.2f}"] for name, value in result.metrics.items()]
     return _part(
         result.title,

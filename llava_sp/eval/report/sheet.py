@@ -10,11 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_sp.data.images import decode_image, load_image
 from llava_sp.data.problems import SampleError
 from llava_sp.eval.benchmarks import get_benchmark
 from llava_sp.eval.benchmarks.base import Benchmark, Expected
-from llava_sp.eval.questions import Question
+from llava_sp.eval.questions import Question, open_image
 from llava_sp.eval.report.results import Result
 from llava_sp.utils.errors import UserError
 from llava_sp.utils.logging import get_logger
@@ -120,15 +119,12 @@ def _picture(question: Question | None, folder: Path) -> tuple[str | None, str]:
     """Returns a question's image as a data URL, or why there is none."""
     if question is None:
         return None, "The question is not in the data; its image is unknown."
-    if question.image is None:
-        return None, "A question without an image."
     try:
-        if isinstance(question.image, bytes):
-            image = decode_image(io.BytesIO(question.image), "The image")
-        else:
-            image = load_image(folder, question.image)
+        image = open_image(question, folder)
     except SampleError as error:
         return None, str(error)
+    if image is None:
+        return None, "A question without an image."
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     written = io.BytesIO()
     image.save(written, "JPEG", quality=QUALITY)
