@@ -51,6 +51,7 @@ SPATIAL_FIELDS = (
     "dfi_fusion",
     "spatial_bias",
 )
+"""Fields of the configuration that make the spatial part, told by a checkpoint's card."""
 
 
 def build(

@@ -11,20 +11,12 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from llava_sp.model.loading import SPATIAL_FIELDS
+
 STAGES = ("pretrain", "finetune_lora", "finetune")
 """Stage 1 tunes the projector and the spatial modules; stage 2 tunes them and the LLM, by LoRA or in full."""
 
-SPATIAL_FIELDS = (
-    "sfe_maps",
-    "sfe_operator",
-    "sfe_sides",
-    "num_spatial_tokens",
-    "sfe_channels",
-    "dfi_kernels",
-    "dfi_stride",
-    "dfi_fusion",
-    "spatial_bias",
-)
+SPATIAL_ARGUMENTS = (*SPATIAL_FIELDS, "num_spatial_tokens")
 """Arguments that override single fields of the variant in the model's configuration."""
 
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
@@ -92,7 +84,7 @@ class ModelArguments:
     @property
     def spatial_overrides(self) -> dict[str, Any]:
         """The fields of the spatial part that were given, over those of the variant."""
-        return {name: value for name in SPATIAL_FIELDS if (value := getattr(self, name)) is not None}
+        return {name: value for name in SPATIAL_ARGUMENTS if (value := getattr(self, name)) is not None}
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from llava_sp.model.card import CARD_NAME
 from llava_sp.model.loading import find_card
 from llava_sp.model.parts import absolute
-from llava_sp.train.arguments import SPATIAL_FIELDS
+from llava_sp.train.arguments import SPATIAL_ARGUMENTS
 from llava_sp.train.command_line import zero_stage
 from llava_sp.train.elastic import REPARTITIONED
 from llava_sp.train.events import read, record
@@ -46,7 +46,8 @@ DRY_SAVE = ".dry_save"
 """Where saving is tried before the first step."""
 
 IDENTITY = (
-    *("stage", "model_name_or_path", "vision_tower", "variant", "version", *SPATIAL_FIELDS, "mm_vision_select_layer"),
+    *("stage", "model_name_or_path", "vision_tower", "mm_vision_select_layer"),
+    *("variant", "version", *SPATIAL_ARGUMENTS),
     *("lora_r", "lora_alpha", "lora_dropout", "image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints"),
     *("model_max_length", "group_by_modality_length"),
     *("global_batch_size", "per_device_train_batch_size", "num_train_epochs", "max_steps", "seed", "data_seed"),

@@ -73,7 +73,6 @@ def read_all(
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         order = list(BatchSampler(sampler, 2, drop_last=False))
-        order += order[: len(order) % 2]  # as ranks fill up the last step
         mine = order[rank::ranks]
         batches = iter(DataLoader(dataset, batch_sampler=mine, num_workers=workers, collate_fn=Collator(0)))
         while of_step := list(islice(batches, 2 // ranks)):
