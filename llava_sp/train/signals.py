@@ -3,14 +3,22 @@
 import os
 import signal
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llava_sp.utils.ranks import PATIENCE, collective_device, in_group, is_main, stop_signals
+from llava_sp.utils.ranks import (
+    PATIENCE,
+    collective_device,
+    give_back_signals,
+    in_group,
+    is_main,
+    take_stop_signals,
+)
 
 SAVED_EXIT_CODE = 75
 """How a run ends that a signal stopped and that saved a checkpoint; sysexits.h calls it EX_TEMPFAIL: run it again."""
@@ -43,12 +51,12 @@ class StopSignals:
     received: signal.Signals | None = None
 
     def __init__(self) -> None:
-        self._handlers = ExitStack()
+        self._before: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
         self._interrupted: float | None = None
 
     def __enter__(self) -> "StopSignals":
-        self._handlers.enter_context(stop_signals(self._remember))
+        self._before = take_stop_signals(self._remember)
         return self
 
     def __exit__(
@@ -57,7 +65,7 @@ class StopSignals:
         # A rank that leaves with all saved keeps them to its end: the same signal may come by another way, and torchrun
         # ends the other ranks as soon as one has left.
         if not isinstance(error, Preempted):
-            self._handlers.close()
+            give_back_signals(self._before)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

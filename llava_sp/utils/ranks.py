@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import psutil
 import torch
@@ -27,6 +28,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 
 PATIENCE = 1.0
 """Seconds within which the same request may arrive twice, say from the terminal and from a wrapper around the run."""
+
+Handler = Callable[[int, FrameType | None], None]
 
 LAUNCHER = "LLAVA_SP_LAUNCHER"
 """Environment variable by which a rank knows the process that started it."""
@@ -98,17 +101,32 @@ def local_store() -> dist.TCPStore:
 
 
 @contextmanager
-def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Lets `handler` take the stop signals; those that are ignored stay so, as SIGHUP does under `nohup`."""
+def stop_signals(handler: Handler) -> Iterator[None]:
+    """Lets `handler` take the stop signals, see `take_stop_signals`."""
+    before = take_stop_signals(handler)
+    try:
+        yield
+    finally:
+        give_back_signals(before)
+
+
+def take_stop_signals(handler: Handler) -> dict[signal.Signals, Any]:
+    """Lets `handler` take the stop signals; those that are ignored stay so, as SIGHUP does under `nohup`.
+
+    Returns:
+        What took them before, for `give_back_signals`.
+    """
     before = {one: signal.getsignal(one) for one in STOP_SIGNALS}
     before = {one: old for one, old in before.items() if old not in (signal.SIG_IGN, None)}
     for one in before:
         signal.signal(one, handler)
-    try:
-        yield
-    finally:
-        for one, old in before.items():
-            signal.signal(one, old)
+    return before
+
+
+def give_back_signals(before: dict[signal.Signals, Any]) -> None:
+    """Lets take signals what took them before."""
+    for one, old in before.items():
+        signal.signal(one, old)
 
 
 class _Relay:

@@ -1,5 +1,6 @@
 """A signal to any rank, or to the launcher, ends a training on all of them in order; nothing listens to the network."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -46,9 +47,14 @@ def test_who_leaves_with_all_saved_is_not_ended_on_the_way() -> None:
             raise Preempted(signal.SIGUSR1, Path("out/checkpoint-1"), 1, 4)
         signal.raise_signal(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
+        del stop
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+    with StopSignals() as other:
+        gc.collect()  # what is no longer in use undoes nothing
+        signal.raise_signal(signal.SIGTERM)
+        assert other.received == signal.SIGTERM
 
 
 def test_a_data_worker_leaves_the_signal_to_its_rank(capfd: pytest.CaptureFixture[str]) -> None:
