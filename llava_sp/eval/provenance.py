@@ -12,7 +12,7 @@ from llava_sp.eval.batches import as_turns
 from llava_sp.eval.benchmarks.base import Benchmark
 from llava_sp.eval.questions import Question
 from llava_sp.model.card import package_versions
-from llava_sp.model.hub import commit
+from llava_sp.model.hub import FILES, commit
 from llava_sp.model.loading import read_card
 from llava_sp.utils.files import sha256_file
 from llava_sp.utils.git import git_state
@@ -25,6 +25,7 @@ def checkpoint_digest(path: str) -> str | None:
     """Tells a checkpoint's files from other files of the same names, without reading gigabytes of weights.
 
     Names, sizes and some blocks of each file's content are hashed, so that a copy of the folder has the same digest.
+    What else lies there, such as a run's lock and events, does not count.
 
     Args:
         path: A folder, or a name on the Hugging Face Hub.
@@ -36,7 +37,7 @@ def checkpoint_digest(path: str) -> str | None:
     if not folder.is_dir():
         return commit(path)
     total = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+    for file in sorted(file for pattern in FILES for file in folder.glob(pattern) if not file.name.startswith(".")):
         total.update(f"{file.name} {file.stat().st_size}\n".encode())
         total.update(_blocks(file))
     return total.hexdigest()

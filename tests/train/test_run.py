@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_sp.eval.provenance import checkpoint_digest
 from llava_sp.train import launch
 from llava_sp.train.events import read
 from llava_sp.train.run import train
@@ -68,6 +69,19 @@ def test_a_run_whose_last_step_is_saved_already_tells_the_loss_of_all(flags: lis
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     expected = sum(line["loss"] for line in history if "loss" in line) / 6
     assert losses == pytest.approx([expected, expected])
+
+
+def test_a_run_that_is_complete_is_left_as_it_is(flags: list[str], tmp_path: Path) -> None:
+    """What has been answered with its result can be continued after the same command came again."""
+    output = [*flags, "--output_dir", str(tmp_path / "out")]
+    train(output, ranks=1)
+    digest, lock = checkpoint_digest(str(tmp_path / "out")), tmp_path / "out" / ".lock"
+    lock.write_text("process of another number")
+    train(output, ranks=1)
+    assert lock.read_text() != "process of another number"
+    assert checkpoint_digest(str(tmp_path / "out")) == digest
+    (tmp_path / "out" / "config.json").write_text("{}")
+    assert checkpoint_digest(str(tmp_path / "out")) != digest
 
 
 def test_a_run_shorter_than_its_logging_interval_has_a_loss_too(flags: list[str], tmp_path: Path) -> None:
