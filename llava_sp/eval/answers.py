@@ -3,15 +3,14 @@
 import glob
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_sp.eval.questions import Question
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import read_json, write_json, write_json_lines
+from llava_sp.utils.files import read_json, write_json, write_json_lines, writing
 
 Key = tuple[str | int, str]
 """Tells a question's answer from others: id and prompt, see `Question.key`."""
@@ -142,7 +141,7 @@ class AnswersFile:
         Args:
             questions: All questions. Those that were not asked in this run keep the answers that they have.
         """
-        with self._writing():
+        with writing(self.path):
             self._gather()
             write_json(self.settings_path, self.settings)  # there are none yet if there was no question
             keys = [question.key for question in questions]
@@ -168,7 +167,7 @@ class AnswersFile:
         return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self._writing():
+        with writing(self.path):
             if not self.settings_path.exists():
                 write_json(self.settings_path, self.settings)
             with self.part.open("a", encoding="utf-8") as file:
@@ -183,13 +182,6 @@ class AnswersFile:
         answer = _answer(row)
         self.answered[answer.key] = answer
         self.failed.pop(answer.key, None)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"Cannot write the answers file {self.path}: {error.strerror}.") from error
 
     def _check_settings(self) -> None:
         if self.path.exists() and not self.path.is_file():

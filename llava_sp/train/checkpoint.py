@@ -175,7 +175,7 @@ def _when_begun(chosen: Path, folder: Path) -> float:
     times = [
         datetime.fromisoformat(event["time"]).timestamp()
         for event in read(folder)
-        if event["event"] == "resumed" and event.get("begun_from") == str(chosen.resolve())
+        if event.get("event") == "resumed" and event.get("begun_from") == str(chosen.resolve())
     ]
     return times[-1] if times else math.inf
 

@@ -3,8 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from llava_sp.data.problems import Replaced
 from llava_sp.train.runtime import gather, on_first_rank
 from llava_sp.utils.errors import UserError
-from llava_sp.utils.files import write_text
+from llava_sp.utils.files import write_text, writing
 from llava_sp.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -76,7 +75,7 @@ class Quarantine:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         known = [entry for entry in map(_parse, lines) if entry is not None and entry["step"] < step]
         self._entries = {entry["record"]: entry for entry in known}
-        with self._writing():
+        with writing(self.path):
             if known:
                 write_text(self.path, "".join(map(_line, self._entries.values())))
             else:
@@ -93,7 +92,7 @@ class Quarantine:
                 fresh.setdefault(record, dict(zip(FIELDS, values, strict=True)))
         if not fresh:
             return
-        with self._writing(), self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(map(_line, fresh.values()))
             file.flush()
             os.fsync(file.fileno())
@@ -106,13 +105,6 @@ class Quarantine:
         if self.count > _NAMED and self.count.bit_length() > before.bit_length():
             logger.warning("%s", str(self))
         self._stop_if_too_many()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
 
     def _stop_if_too_many(self) -> None:
         if self.count / self.samples > self.max_share:

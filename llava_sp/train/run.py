@@ -74,7 +74,7 @@ def train_from(resume: Path | None, run: RunArguments) -> None:
         out(f"{run.batch_plan}\n{report.trainable_report(model)}")
     trainer, callback = make_trainer(model, processor, run)
     trainer.other_ranks = written_by != ranks
-    if resume is not None and resume.parent.resolve() == folder.resolve():
+    if resume is not None and any(own.samefile(resume) for own in checkpoint.checkpoints(folder)):
         trainer.saved_step = checkpoint.step_of(resume)
     if resume is not None and is_main():
         told = f"continuing from {resume}" + f", on {ranks} rank(s) in place of {written_by}" * trainer.other_ranks

@@ -181,6 +181,19 @@ def _reading(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path} is not UTF-8 text: {error}.") from None
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Says in one line why a file cannot be written.
+
+    Raises:
+        UserError: It cannot be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def sha256_file(path: str | Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

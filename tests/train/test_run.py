@@ -49,6 +49,14 @@ def test_a_run_may_be_continued_from_an_earlier_checkpoint(flags: list[str], tmp
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_checkpoint_may_have_any_name(flags: list[str], tmp_path: Path) -> None:
+    output = [*flags, "--output_dir", str(tmp_path / "out")]
+    train([*output, "--stop_after_steps", "2"], ranks=1)
+    (tmp_path / "out" / "checkpoint-2").rename(tmp_path / "out" / "mine")
+    train([*output, "--resume_from_checkpoint", str(tmp_path / "out" / "mine")], ranks=1)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 6
+
+
 def test_the_same_command_goes_on_though_it_names_a_checkpoint(flags: list[str], tmp_path: Path) -> None:
     output = [*flags, "--output_dir", str(tmp_path / "out"), "--save_total_limit", "1"]
     train([*output, "--stop_after_steps", "1"], ranks=1)

@@ -10,7 +10,7 @@ from llava_sp.eval.report.results import read_output
 from llava_sp.flags import parse_flags
 from llava_sp.utils.console import out
 from llava_sp.utils.errors import UserError, command_line
-from llava_sp.utils.files import write_text
+from llava_sp.utils.files import write_text, writing
 from llava_sp.utils.logging import get_logger, setup_logging
 
 logger = get_logger(__name__)
@@ -45,11 +45,9 @@ def main() -> None:
     written = {"md": markdown(outputs), "html": page(outputs, count=options.samples, data_root=options.data_root)}
     for suffix, text in written.items():
         path = report.with_name(f"{report.name}.{suffix}")
-        try:
+        with writing(path):
             # An answer can hold half a character, which no file can.
             write_text(path, text.encode(errors="replace").decode())
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
         out(f"{path} is written")
 
 
